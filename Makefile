@@ -1,0 +1,28 @@
+# make run   set up and run the main job      make test   set up and run every check of CI
+.PHONY: run test lint clean
+
+PYTHON ?= python3
+MODEL ?= scenes-llava
+OUT ?= runs/$(MODEL)
+READY := .venv/.ready
+
+run: $(READY)
+	.venv/bin/mmattn eval all --model $(MODEL) --out $(OUT)
+
+test: $(READY)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mmattn needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || \
+		{ echo "Cannot make a virtual environment: install python3-venv"; exit 1; }
+	@echo "Installing mmattn and what it needs into .venv (a few minutes, once)"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

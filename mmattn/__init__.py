@@ -1,0 +1,38 @@
+"""mmattn: see where vision-language models look, change where they look, and make them hallucinate less."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmattn.api import load, wrap
+    from mmattn.decoding import VCD, Generation, Method, methods
+    from mmattn.errors import MmattnError
+    from mmattn.grounding import Attention
+    from mmattn.vlm import VLM
+
+__version__ = "0.1.0"
+
+__all__ = ["VCD", "VLM", "Attention", "Generation", "Method", "MmattnError", "load", "methods", "wrap"]
+
+_HOME = {
+    "VCD": "mmattn.decoding",
+    "VLM": "mmattn.vlm",
+    "Attention": "mmattn.grounding",
+    "Generation": "mmattn.decoding",
+    "Method": "mmattn.decoding",
+    "MmattnError": "mmattn.errors",
+    "load": "mmattn.api",
+    "methods": "mmattn.decoding",
+    "wrap": "mmattn.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch and transformers takes seconds; `mmattn --help` should not.
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if name in ("adapters", "attention", "decoding", "eval", "grounding", "scenes"):
+        return import_module(f"mmattn.{name}")
+    raise AttributeError(f"module 'mmattn' has no attribute {name!r}")

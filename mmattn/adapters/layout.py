@@ -1,0 +1,113 @@
+"""Where the tokens of a picture sit in the sequence, and which pixels of the original picture each one covers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Axis-aligned map from grid coordinates to pixels of the original picture.
+
+    A cell's corner (column, row) lies at x = scale_x * column + offset_x, y = scale_y * row + offset_y, in pixels of
+    the upright original, origin at its top left corner. Negative offsets come from padding.
+    """
+
+    scale_x: float
+    scale_y: float
+    offset_x: float = 0.0
+    offset_y: float = 0.0
+
+    def point(self, column: float, row: float) -> tuple[float, float]:
+        return self.scale_x * column + self.offset_x, self.scale_y * row + self.offset_y
+
+    def cell(self, x: float, y: float) -> tuple[float, float]:
+        """(column, row), fractional, of the pixel coordinates (x, y)."""
+        return (x - self.offset_x) / self.scale_x, (y - self.offset_y) / self.scale_y
+
+
+@dataclass(frozen=True)
+class View:
+    """One rectangular grid of image tokens, row-major and consecutive from `start`.
+
+    Attributes:
+        start: index of its first token in the unpadded sequence.
+        rows, columns: size of the grid.
+        to_pixels: from grid coordinates to pixels of the original picture.
+    """
+
+    start: int
+    rows: int
+    columns: int
+    to_pixels: Affine
+
+    @property
+    def tokens(self) -> range:
+        return range(self.start, self.start + self.rows * self.columns)
+
+    def to_image(self, cells: NDArray[np.float32], size: tuple[int, int], smooth: bool) -> NDArray[np.float32]:
+        """Spread `cells` (rows, columns) over a picture of `size` (W, H): (H, W) float32.
+
+        Each pixel takes the value of the cell that holds its centre, or, if `smooth`, the bilinear interpolation
+        between cell centres. Pixels that no cell covers are 0.
+        """
+        along_x = _spread(size[0], self.columns, self.to_pixels.scale_x, self.to_pixels.offset_x, smooth)
+        along_y = _spread(size[1], self.rows, self.to_pixels.scale_y, self.to_pixels.offset_y, smooth)
+        spread: NDArray[np.float32] = along_y @ cells.astype(np.float32) @ along_x.T
+        return spread
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """One picture of a prompt: its size (W, H) in original pixels and the views that show it."""
+
+    size: tuple[int, int]
+    views: tuple[View, ...]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for view in self.views for token in view.tokens]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Spans of one unpadded sequence: pictures, prompt and answer.
+
+    Attributes:
+        length: tokens in all.
+        prompt_length: tokens before the answer; equal to `length` without one.
+        images: the pictures, in the order of the prompt.
+    """
+
+    length: int
+    prompt_length: int
+    images: tuple[ImageLayout, ...]
+
+    @property
+    def image_tokens(self) -> list[int]:
+        return [token for image in self.images for token in image.tokens]
+
+    @property
+    def answer(self) -> range:
+        return range(self.prompt_length, self.length)
+
+
+def _spread(pixels: int, cells: int, scale: float, offset: float, smooth: bool) -> NDArray[np.float32]:
+    """Weights (pixels, cells) of each cell in each pixel along one axis; rows of uncovered pixels are 0."""
+    position = (np.arange(pixels) + 0.5 - offset) / scale
+    weights = np.zeros((pixels, cells), dtype=np.float32)
+    inside = np.flatnonzero((position >= 0) & (position < cells))
+    at = position[inside]
+    if not smooth:
+        weights[inside, np.minimum(at.astype(np.int64), cells - 1)] = 1
+        return weights
+    centre = np.clip(at - 0.5, 0, cells - 1)
+    low = np.minimum(centre.astype(np.int64), max(cells - 2, 0))
+    high = np.minimum(low + 1, cells - 1)
+    share = (centre - low).astype(np.float32)
+    weights[inside, low] += 1 - share
+    weights[inside, high] += share
+    return weights

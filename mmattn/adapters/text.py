@@ -1,0 +1,81 @@
+"""Words to tokens: the chat template, image placeholders, and answers appended for teacher forcing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmattn.adapters.base import Sample
+from mmattn.errors import MmattnError
+
+# What LLaVA-1.5 was trained on; used when a processor carries no chat template.
+FALLBACK_TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{{ ('USER: ' if loop.first else '') + ('<image>\n' if part['type'] == 'image' else part['text']) }}"
+    "{% endfor %}{% endfor %} ASSISTANT:"
+)
+
+
+def render(processor: Any, sample: Sample, image_token: str, lengths: Sequence[int]) -> str:
+    """The chat prompt as text, each picture's placeholder repeated once per image token.
+
+    Raises:
+        MmattnError: the prompt is empty, or holds the image placeholder itself.
+    """
+    if not sample.prompt.strip():
+        raise MmattnError("The prompt is empty", 'Ask something, for example "Describe the image."')
+    if image_token in sample.prompt:
+        raise MmattnError(
+            f"The prompt contains the image placeholder {image_token}",
+            "Leave it out; pictures are placed by the chat template.",
+        )
+    content: list[dict[str, str]] = [{"type": "image"} for _ in lengths]
+    content.append({"type": "text", "text": sample.prompt})
+    template = None if getattr(processor, "chat_template", None) else FALLBACK_TEMPLATE
+    text: str = processor.apply_chat_template(
+        [{"role": "user", "content": content}], chat_template=template, add_generation_prompt=True, tokenize=False
+    )
+    pieces = text.split(image_token)
+    if len(pieces) != len(lengths) + 1:
+        raise MmattnError(
+            f"The chat template placed {len(pieces) - 1} pictures instead of {len(lengths)}",
+            "Use the processor that belongs to the model.",
+        )
+    runs = [image_token * length for length in lengths] + [""]
+    return "".join(piece + run for piece, run in zip(pieces, runs, strict=True))
+
+
+def tokenise(
+    tokenizer: Any, text: str, answer: str | tuple[int, ...] | None
+) -> tuple[list[int], tuple[tuple[int, int], ...], int]:
+    """Token ids of prompt and answer, their character ranges in the prompt text, and the prompt's length in tokens.
+
+    Tokens of the answer have the empty range at the end of the text.
+    """
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=_wants_specials(tokenizer, text))
+    ids: list[int] = list(encoded["input_ids"])
+    offsets = [(int(first), int(last)) for first, last in encoded["offset_mapping"]]
+    prompt_length = len(ids)
+    if answer is not None:
+        extra = list(answer) if not isinstance(answer, str) else _answer_ids(tokenizer, text, ids, answer)
+        if not extra:
+            raise MmattnError("The answer to read is empty", "Pass some text, or answer=None for the prompt alone.")
+        ids += extra
+        offsets += [(len(text), len(text))] * len(extra)
+    return ids, tuple(offsets), prompt_length
+
+
+def _answer_ids(tokenizer: Any, text: str, prompt_ids: list[int], answer: str) -> list[int]:
+    """Tokens of `answer` as a continuation of `text`: tokenised together, so that the space before it is right."""
+    if not answer.strip():
+        return []
+    joined = text + ("" if text[-1:].isspace() else " ") + answer.strip()
+    together: list[int] = list(tokenizer(joined, add_special_tokens=_wants_specials(tokenizer, text))["input_ids"])
+    if together[: len(prompt_ids)] == prompt_ids:
+        return together[len(prompt_ids) :]
+    return list(tokenizer(answer.strip(), add_special_tokens=False)["input_ids"])
+
+
+def _wants_specials(tokenizer: Any, text: str) -> bool:
+    """Some chat templates write the beginning-of-sequence token themselves; it must not come twice."""
+    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))

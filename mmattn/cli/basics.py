@@ -1,0 +1,147 @@
+"""`mmattn generate`, `attend`, `models` and `methods`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmattn.cli import options
+from mmattn.errors import MmattnError
+
+ImagePaths = Annotated[list[Path], typer.Argument(help="One picture, or one per prompt.")]
+Prompts = Annotated[list[str], typer.Option("--prompt", "-p", help="The question; repeat it for several.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for command in (generate, attend, models, methods):
+        app.command()(command)
+
+
+def generate(
+    images: ImagePaths,
+    prompt: Prompts,
+    model: options.Model = "scenes-llava",
+    method: options.Method = "greedy",
+    max_new_tokens: options.MaxNewTokens = 64,
+    do_sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the best.")] = False,
+    temperature: Annotated[float, typer.Option(help="With --sample.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="With --sample.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="With --sample; 0 keeps all.")] = 0,
+    batch_size: options.BatchSize = 16,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Ask questions about pictures: one picture for all prompts, one prompt for all pictures, or pairs."""
+    paths, prompts = _pairs(images, prompt)
+    vlm = options.load_model(model, device, dtype, trust_remote_code)
+    answers = vlm.generate(
+        paths,
+        prompts,
+        method=method,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+    )
+    if as_json:
+        from mmattn.decoding import resolve
+
+        rows = [
+            {"image": str(path), "prompt": text, "text": one.text, "finish_reason": one.finish_reason}
+            for path, text, one in zip(paths, prompts, answers, strict=True)
+        ]
+        options.emit({"model": vlm.describe(), "method": resolve(method).settings(), "seed": seed, "answers": rows})
+        return
+    for path, text, one in zip(paths, prompts, answers, strict=True):
+        options.say(one.text if len(answers) == 1 else f"{path}\t{text}\t{one.text}")
+
+
+def attend(
+    image: Annotated[Path, typer.Argument(help="The picture.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")],
+    answer: Annotated[str | None, typer.Option(help="Read this answer; by default the model's own.")] = None,
+    rows: Annotated[str, typer.Option(help="last, prompt, answer, or words of the prompt.")] = "last",
+    layer: Annotated[list[int] | None, typer.Option(help="Decoder layers; all by default.")] = None,
+    head: Annotated[list[int] | None, typer.Option(help="Heads; all by default.")] = None,
+    smooth: Annotated[bool, typer.Option(help="Interpolate between cells.")] = False,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("attention.png"),
+    model: options.Model = "scenes-llava",
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a picture of where the model looks, in the pixels of the original image."""
+    from mmattn.grounding import save_overlay
+    from mmattn.grounding.attention import describe_rows
+    from mmattn.images import open_image
+
+    picture = open_image(image)
+    vlm = options.load_model(model, device, dtype, trust_remote_code)
+    said = answer if answer is not None else vlm.generate(picture, prompt)[0]
+    text = said if isinstance(said, str) else said.text
+    read = vlm.attend(picture, prompt, said if text else None, rows=rows)
+    heat = read.heatmap(layers=layer, heads=head, smooth=smooth)
+    save_overlay(out, picture, heat, f"{prompt}\n{text}")
+    x, y = read.peak(layers=layer, heads=head)
+    if as_json:
+        report = {"prompt": prompt, "answer": text, "peak": [x, y], "rows": describe_rows(read), "picture": str(out)}
+        options.emit({"model": vlm.describe(), "layers": layer, "heads": head, **report})
+        return
+    options.say(f"Answer: {text}")
+    options.say(f"Strongest at x = {x:.0f}, y = {y:.0f} of {picture.width} x {picture.height} pixels.")
+    options.say(f"Written: {out}")
+
+
+def models(as_json: options.AsJson = False) -> None:
+    """List the bundled models and the supported families."""
+    from mmattn.adapters import ADAPTERS
+    from mmattn.loading import BUNDLED
+
+    families = {one.family: list(one.model_types) for one in ADAPTERS}
+    if as_json:
+        options.emit({"bundled": list(BUNDLED), "families": families})
+        return
+    options.say(f"Bundled (no download): {', '.join(BUNDLED)}")
+    for family, kinds in families.items():
+        options.say(f"Family {family}: hub ids and local folders whose config has model_type {' or '.join(kinds)}")
+
+
+def methods(as_json: options.AsJson = False) -> None:
+    """List the decoding methods: what they do, cost, and take."""
+    import dataclasses
+
+    from mmattn.decoding import methods as listing
+
+    if as_json:
+        options.emit([dataclasses.asdict(one) for one in listing()])
+        return
+    for one in listing():
+        kind = "published formula" if one.card.exact else "reconstruction: the paper does not publish the formula"
+        options.say(f"{one.name}: {one.card.summary}")
+        options.say(f"    source      {one.card.source} ({kind})")
+        options.say(f"    cost        {one.card.branches} row(s) per sample and step; extra: {one.card.extra_passes}")
+        values = ", ".join(f"{name}={value}" for name, value in one.parameters.items()) or "none"
+        options.say(f"    parameters  {values} ({one.card.defaults_from})")
+
+
+def _pairs(images: list[Path], prompts: list[str]) -> tuple[list[Path], list[str]]:
+    """Pictures and prompts side by side; a single one of either goes with all of the other."""
+    if len(images) == 1:
+        return images * len(prompts), prompts
+    if len(prompts) == 1:
+        return images, prompts * len(images)
+    if len(images) != len(prompts):
+        raise MmattnError(
+            f"{len(images)} pictures and {len(prompts)} prompts do not pair up", "Give as many of each, or one of one."
+        )
+    return images, prompts

@@ -1,0 +1,54 @@
+"""Options that every command shares."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmattn.errors import MmattnError
+
+if TYPE_CHECKING:
+    from mmattn.vlm import VLM
+
+Model = Annotated[str, typer.Option(help="Bundled name, local folder, or hub id.")]
+Method = Annotated[str, typer.Option(help='Decoding method, e.g. "vcd" or "vcd(alpha=0.5)"; see `mmattn methods`.')]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU if there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples per batch.")]
+Seed = Annotated[int, typer.Option(help="Fixes every random draw.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of an answer.")]
+TrustRemoteCode = Annotated[bool, typer.Option(help="Run Python code that the model repository brings along.")]
+
+
+def load_model(name: str, device: str | None, dtype: str | None, trust_remote_code: bool = False) -> VLM:
+    """Load a model as the commands do: quietly, and late, so that `--help` stays fast."""
+    from transformers.utils import logging
+
+    from mmattn.api import load
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def emit(value: Any) -> None:
+    """One JSON document on the standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def say(text: str) -> None:
+    """One line for people on the standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise MmattnError(f"Cannot write {path} ({error.strerror})", "Choose a writable path.") from error

@@ -1,0 +1,20 @@
+"""Decoding: methods as frozen dataclasses, and the batched engine that runs them."""
+
+from mmattn.decoding.engine import Generation
+from mmattn.decoding.method import Branch, Card, Method
+from mmattn.decoding.registry import MethodInfo, methods, resolve, split_methods
+from mmattn.decoding.sampling import Sampling
+from mmattn.decoding.vcd import VCD
+
+__all__ = [
+    "VCD",
+    "Branch",
+    "Card",
+    "Generation",
+    "Method",
+    "MethodInfo",
+    "Sampling",
+    "methods",
+    "resolve",
+    "split_methods",
+]

@@ -1,0 +1,166 @@
+"""Batched decoding: every branch of every sample is a row of one batch, and each step is one decoder call.
+
+B samples, K branches of the method, V vocabulary; rows are ordered sample by sample: row = b * K + k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Sample
+from mmattn.decoding.method import Method
+from mmattn.decoding.sampling import Sampling, stream
+from mmattn.errors import MmattnError
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer.
+
+    Attributes:
+        text: without special tokens, stripped.
+        token_ids: as generated, the stop token excluded.
+        finish_reason: "stop" at a stop token, "length" at max_new_tokens.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sample ready to decode; `key` names its random streams."""
+
+    sample: Sample
+    prepared: Prepared
+    key: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """What holds for all samples of one `generate` call."""
+
+    method: Method
+    sampling: Sampling
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    seed: int
+
+
+def run(
+    adapter: Adapter,
+    requests: Sequence[Request],
+    options: Options,
+    batch_size: int,
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[Generation]:
+    """Decode requests in batches of at most `batch_size`; results come in the order of the requests.
+
+    Requests of similar length share a batch, so little is padded. A batch that runs out of GPU memory is halved and
+    tried again; finished ones are kept. `on_done` hears how many answers each batch finished.
+
+    Raises:
+        MmattnError: a single sample does not fit into memory.
+    """
+    order = sorted(range(len(requests)), key=lambda index: len(requests[index].prepared.ids))
+    done: dict[int, Generation] = {}
+    waiting = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][::-1]
+    while waiting:
+        chunk = waiting.pop()
+        try:
+            answers = _decode_batch(adapter, [requests[index] for index in chunk], options)
+        except torch.OutOfMemoryError as error:
+            if len(chunk) == 1:
+                raise MmattnError(
+                    "Out of memory with a single sample", "Use a smaller dtype, fewer pictures, or device_map."
+                ) from error
+            middle = len(chunk) // 2
+            waiting += [chunk[middle:], chunk[:middle]]
+            continue
+        done.update(zip(chunk, answers, strict=True))
+        on_done(len(chunk))
+    return [done[index] for index in range(len(requests))]
+
+
+@torch.inference_mode()
+def _decode_batch(adapter: Adapter, requests: Sequence[Request], options: Options) -> list[Generation]:
+    with adapter.session():
+        batch = _embed_branches(adapter, requests, options)
+        tokens = _loop(adapter, batch, requests, options)
+    return [_finish(adapter, row, options.stop_ids) for row in tokens.tolist()]
+
+
+def _embed_branches(adapter: Adapter, requests: Sequence[Request], options: Options) -> Embedded:
+    """One left-padded batch with the rows of all branches; equal pictures are encoded once."""
+    branches = options.method.branches()
+    pictures: dict[tuple[str, ...], Pixels] = {}
+    rows: list[torch.Tensor] = []
+    wanted: list[list[tuple[str, ...]]] = []
+    for request in requests:
+        plain = list(zip(request.sample.image_keys, request.prepared.pixels, strict=True))
+        rows.append(request.prepared.ids)
+        wanted.append([(key,) for key, _ in plain])
+        pictures.update({(key,): pixels for key, pixels in plain})
+        for branch in branches:
+            if branch.pixels is None:
+                keys: list[tuple[str, ...]] = [(key,) for key, _ in plain]
+            else:
+                generator = stream(options.seed, f"branch {branch.name}", request.key)
+                keys = [(key, branch.name, request.key, str(place)) for place, (key, _) in enumerate(plain)]
+                changed = [replace(one, values=branch.pixels(one.values, generator)) for _, one in plain]
+                pictures.update(zip(keys, changed, strict=True))
+            rows.append(request.prepared.ids)
+            wanted.append(keys)
+    encoded = dict(zip(pictures, adapter.encode(list(pictures.values())), strict=True)) if pictures else {}
+    return adapter.embed(rows, [[encoded[key] for key in keys] for keys in wanted])
+
+
+def _loop(adapter: Adapter, batch: Embedded, requests: Sequence[Request], options: Options) -> torch.Tensor:
+    """Token ids (B, steps) on the CPU; rows that stopped early are filled with their stop token."""
+    method, device = options.method, batch.embeds.device
+    branches = len(batch.embeds) // len(requests)
+    uniforms = _uniforms(requests, options).to(device)
+    stop_ids = torch.tensor(sorted(options.stop_ids), device=device, dtype=torch.long)
+    filler = stop_ids[0] if len(stop_ids) else torch.tensor(0, device=device)
+    stopped = torch.zeros(len(requests), dtype=torch.bool, device=device)
+    cache = DynamicCache(config=adapter.decoder.config)
+    tokens: list[torch.Tensor] = []
+    while True:
+        hidden = adapter.decode(batch, cache)[:, -1]
+        logits = adapter.logits(hidden).view(len(requests), branches, -1)
+        chosen = options.sampling.choose(method.combine(logits), uniforms[:, len(tokens)])
+        chosen = torch.where(stopped, filler, chosen)
+        tokens.append(chosen)
+        stopped = stopped | torch.isin(chosen, stop_ids)
+        if len(tokens) == options.max_new_tokens or bool(stopped.all()):
+            return torch.stack(tokens, dim=1).cpu()
+        batch = _advance(adapter, batch, chosen.repeat_interleave(branches))
+
+
+def _advance(adapter: Adapter, batch: Embedded, tokens: torch.Tensor) -> Embedded:
+    """The next call's input: one new token (B * K,) in every row."""
+    embeds = adapter.model.get_input_embeddings()(tokens[:, None])
+    mask = torch.nn.functional.pad(batch.mask, (0, 1), value=1)
+    return Embedded(embeds, mask, batch.positions[..., -1:] + 1)
+
+
+def _uniforms(requests: Sequence[Request], options: Options) -> torch.Tensor:
+    """One draw per sample and step (B, max_new_tokens); zeros when nothing is drawn."""
+    shape = (options.max_new_tokens,)
+    if not options.sampling.do_sample:
+        return torch.zeros(len(requests), *shape)
+    draws = [torch.rand(shape, generator=stream(options.seed, "tokens", one.key)) for one in requests]
+    return torch.stack(draws)
+
+
+def _finish(adapter: Adapter, row: list[int], stop_ids: frozenset[int]) -> Generation:
+    end = next((index for index, token in enumerate(row) if token in stop_ids), None)
+    kept = tuple(row[:end])
+    text = adapter.tokenizer.decode(list(kept), skip_special_tokens=True).strip()
+    return Generation(text, kept, "length" if end is None else "stop")

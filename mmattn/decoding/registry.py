@@ -1,0 +1,98 @@
+"""Methods by name: `resolve("vcd(alpha=0.5)")`, and the list that `mmattn methods` prints."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mmattn.decoding.method import Card, Method
+from mmattn.decoding.vcd import VCD
+from mmattn.errors import MmattnError, unknown
+
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Method, VCD)}
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """One line of the list of methods: its name, its card, and its hyper-parameters with their defaults."""
+
+    name: str
+    card: Card
+    parameters: dict[str, Any]
+
+
+def methods() -> list[MethodInfo]:
+    """Every method: name, one line, source, what it costs, hyper-parameters with defaults."""
+    return [
+        MethodInfo(name, kind.card, {field.name: field.default for field in dataclasses.fields(kind)})
+        for name, kind in METHODS.items()
+    ]
+
+
+def resolve(method: str | Method) -> Method:
+    """A method from an instance, a name, or a name with hyper-parameters: "vcd(alpha=0.5, noise_step=700)".
+
+    Raises:
+        MmattnError: unknown name (near matches are listed), unknown or malformed hyper-parameter, or a combination
+            with "+" of methods that cannot be joined.
+    """
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise MmattnError(f"A method is a name or an instance, not {type(method).__name__}", _example())
+    parts = [part.strip() for part in _split(method, "+")]
+    if len(parts) > 1:
+        # Plain decoding adds nothing; two rules that both rewrite the logits have no declared order.
+        rules = [one for one in map(resolve, parts) if type(one) is not Method]
+        if len(rules) > 1:
+            names = " and ".join(one.name for one in rules)
+            raise MmattnError(f"{names} both rewrite the next-token scores", "Join at most one such method.")
+        return rules[0] if rules else Method()
+    match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", method, flags=re.DOTALL)
+    if match is None:
+        raise MmattnError(f"Cannot read the method {method!r}", _example())
+    name = match[1].lower()
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return _build(METHODS[name], match[2] or "")
+
+
+def split_methods(text: str) -> list[str]:
+    """The single methods of a comma-separated list; commas inside brackets do not split."""
+    return [part.strip() for part in _split(text, ",") if part.strip()]
+
+
+def _split(text: str, separator: str) -> list[str]:
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _build(kind: type[Method], arguments: str) -> Method:
+    known = {field.name: field.default for field in dataclasses.fields(kind)}
+    try:
+        call = ast.parse(f"f({arguments})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        if call.args:
+            raise ValueError("hyper-parameters need their names")
+        values = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise MmattnError(f"Cannot read {kind.name}({arguments}): {error}", _example()) from error
+    for name, value in values.items():
+        if name not in known:
+            raise unknown(f"hyper-parameter of {kind.name}", name, known)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise MmattnError(f"{kind.name} {name} must be a number, not {value!r}", _example())
+    return kind(**values)
+
+
+def _example() -> str:
+    return 'Write for example "vcd" or "vcd(alpha=0.5, beta=0.1)".'

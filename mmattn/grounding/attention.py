@@ -1,0 +1,164 @@
+"""Captured attention of one sample: rows on image tokens, and heat maps in the pixels of the original picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmattn.adapters import Adapter, Layout, Sample, View
+from mmattn.attention import RowCapture
+from mmattn.errors import MmattnError
+
+RowChoice = Literal["last", "prompt", "answer"] | str
+Selection = int | Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Post-softmax attention of chosen tokens on the image tokens.
+
+    Attributes:
+        weights: (layers, heads, rows, image_tokens) float32; a row sums to its total share on the pictures (<= 1).
+        layout: where each image token sits and which pixels it covers.
+        positions: index of each row's token in the unpadded sequence. A row is the attention that this token pays
+            while it is processed; the prompt's last token is the one that produces the first word of the answer.
+        tokens: each row's token as text.
+    """
+
+    weights: torch.Tensor
+    layout: Layout
+    positions: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+    def grids(
+        self, image: int = 0, layers: Selection = None, heads: Selection = None, rows: Selection = None
+    ) -> list[NDArray[np.float32]]:
+        """Mean weight of each cell, one (rows, columns) grid per view of picture number `image`.
+
+        `layers`, `heads` and `rows` choose what is averaged: an index, several, or None for all.
+        """
+        if not self.layout.images:
+            raise MmattnError("There is no picture to map the attention onto", "Pass an image to attend().")
+        if not 0 <= image < len(self.layout.images):
+            raise MmattnError(f"There is no picture {image}", f"The prompt has {len(self.layout.images)}.")
+        picked = self.weights
+        for axis, choice in enumerate((layers, heads, rows)):
+            picked = picked.index_select(axis, _indices(choice, picked.shape[axis], ("layer", "head", "row")[axis]))
+        mean = picked.mean(dim=(0, 1, 2)).numpy()
+        place = {token: column for column, token in enumerate(self.layout.image_tokens)}
+        return [
+            mean[[place[token] for token in view.tokens]].reshape(view.rows, view.columns)
+            for view in self.layout.images[image].views
+        ]
+
+    def heatmap(
+        self,
+        image: int = 0,
+        layers: Selection = None,
+        heads: Selection = None,
+        rows: Selection = None,
+        smooth: bool = False,
+    ) -> NDArray[np.float32]:
+        """The mean weights spread over the original picture: (H, W) float32.
+
+        A pixel holds the weight of the cell that covers it (bilinear between cell centres if `smooth`), summed over
+        views; 0 where the processor cut the picture away.
+        """
+        layout = self.layout.images[image] if 0 <= image < len(self.layout.images) else None
+        maps = [
+            view.to_image(grid, layout.size, smooth)
+            for layout in ([layout] if layout else [])
+            for view, grid in zip(layout.views, self.grids(image, layers, heads, rows), strict=True)
+        ]
+        if not maps:
+            self.grids(image)  # raises the readable error
+        total: NDArray[np.float32] = np.sum(maps, axis=0, dtype=np.float32)
+        return total
+
+    def peak(
+        self, image: int = 0, layers: Selection = None, heads: Selection = None, rows: Selection = None
+    ) -> tuple[float, float]:
+        """Centre (x, y), in original pixels, of the strongest cell of picture number `image`."""
+        grids = self.grids(image, layers, heads, rows)
+        views = self.layout.images[image].views
+        best = max(range(len(grids)), key=lambda index: float(grids[index].max()))
+        row, column = divmod(int(grids[best].argmax()), views[best].columns)
+        return _inside(views[best], column, row, self.layout.images[image].size)
+
+
+def attend(adapter: Adapter, sample: Sample, rows: RowChoice | None, layers: Selection) -> Attention:
+    """One forward call with row capture; see `VLM.attend`."""
+    prepared = adapter.prepare([sample])[0]
+    layout = prepared.layout
+    positions = choose_rows(rows, layout, prepared.text, prepared.offsets)
+    count = len(adapter.attention_layers)
+    wanted = None if layers is None else frozenset(_indices(layers, count, "layer").tolist())
+    capture = RowCapture(torch.tensor([positions]), torch.tensor([layout.image_tokens], dtype=torch.long), wanted)
+    with torch.inference_mode(), adapter.session(capture):
+        features = [adapter.encode(prepared.pixels)] if prepared.pixels else [[]]
+        batch = adapter.embed([prepared.ids], features)
+        adapter.decoder(
+            inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+        )
+    tokens = tuple(adapter.tokenizer.decode([int(prepared.ids[position])]) for position in positions)
+    return Attention(capture.stacked()[:, 0], layout, tuple(positions), tokens)
+
+
+def choose_rows(rows: RowChoice | None, layout: Layout, text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Sequence positions of the wanted rows; see `VLM.attend` for the choices."""
+    if rows is None:
+        rows = "answer" if layout.answer else "last"
+    if rows == "last":
+        return [layout.prompt_length - 1]
+    if rows == "answer":
+        if not layout.answer:
+            raise MmattnError("There is no answer to read", "Pass answer=..., or choose other rows.")
+        return list(layout.answer)
+    images = set(layout.image_tokens)
+    if rows == "prompt":
+        return [position for position in range(layout.prompt_length) if position not in images]
+    # The last occurrence: the user's words come after the template's own and after the pictures.
+    first = text.lower().rfind(rows.lower()) if rows.strip() else -1
+    last = first + len(rows)
+    found = [
+        position
+        for position, (start, end) in enumerate(offsets[: layout.prompt_length])
+        if position not in images and start < last and end > first and end > start
+    ]
+    if first < 0 or not found:
+        raise MmattnError(
+            f"The words {rows!r} do not stand in the prompt",
+            'Choose "last", "prompt", "answer", or words of the prompt.',
+        )
+    return found
+
+
+def _indices(choice: Selection, size: int, what: str) -> torch.Tensor:
+    picked = list(range(size)) if choice is None else [choice] if isinstance(choice, int) else [int(i) for i in choice]
+    for index in picked:
+        if not -size <= index < size:
+            raise MmattnError(f"There is no {what} {index}", f"There are {size}, counted from 0.")
+    if not picked:
+        raise MmattnError(f"No {what} is chosen", f"There are {size}, counted from 0.")
+    return torch.tensor(picked) % size
+
+
+def _inside(view: View, column: int, row: int, size: tuple[int, int]) -> tuple[float, float]:
+    """A cell's centre; a cell that hangs over the picture's edge (padding) is cut to the part inside."""
+    left, top = view.to_pixels.point(column, row)
+    right, bottom = view.to_pixels.point(column + 1, row + 1)
+    x = (max(left, 0.0) + min(right, float(size[0]))) / 2
+    y = (max(top, 0.0) + min(bottom, float(size[1]))) / 2
+    return min(max(x, 0.0), float(size[0])), min(max(y, 0.0), float(size[1]))
+
+
+def describe_rows(attention: Attention) -> list[dict[str, Any]]:
+    """Per row: position, token, and its mean share on the pictures; ready for JSON."""
+    shares = attention.weights.sum(-1).mean(dim=(0, 1)).tolist()
+    rows = zip(attention.positions, attention.tokens, shares, strict=True)
+    return [{"position": position, "token": token, "image_share": share} for position, token, share in rows]

@@ -1,0 +1,102 @@
+"""Finding and loading a model: a bundled name, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from mmattn import scenes
+from mmattn.adapters import require_supported
+from mmattn.errors import MmattnError
+
+BUNDLED = ("scenes-llava",)
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_pretrained(
+    name: str,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, Any]:
+    """The transformers model and processor of `name`, in evaluation mode on its device.
+
+    Weights come from safetensors only. See `mmattn.load` for the arguments.
+
+    Raises:
+        MmattnError: unknown name, unsupported family, missing files, no such device, or out of memory.
+    """
+    source, local = _locate(name)
+    place = _device(device)
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": local}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        require_supported(config.model_type)
+        processor = AutoProcessor.from_pretrained(source, **options)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=_dtype(dtype, place), use_safetensors=True, **options, **kwargs
+        )
+    except (OSError, ValueError) as error:
+        raise MmattnError(f"Cannot load {name} ({_first_line(error)})", _remedy(local)) from error
+    try:
+        model = model if "device_map" in kwargs else model.to(place)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        raise MmattnError(
+            f"Cannot place {name} on {place} ({_first_line(error)})", "Use dtype='bfloat16' or device_map='auto'."
+        ) from error
+    return model.eval(), processor
+
+
+def _locate(name: str) -> tuple[str, bool]:
+    if name in BUNDLED:
+        return str(scenes.model_path(name)), True
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise MmattnError(f"Folder {path} holds no config.json", "Give the folder written by save_pretrained().")
+        return str(path), True
+    if "/" not in name or path.is_absolute() or name.count("/") > 1:
+        known = ", ".join(BUNDLED)
+        raise MmattnError(
+            f"There is no model {name!r}", f"Bundled: {known}. Or give a local folder, or a hub id like org/name."
+        )
+    return name, False
+
+
+def _device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise MmattnError(f"Unknown device {device!r}", 'Use for example "cpu", "cuda" or "cuda:1".') from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise MmattnError(f"Device {device!r} is not available on this machine", 'Use device="cpu".')
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise MmattnError(f"Device {device!r} does not exist", f"There are {torch.cuda.device_count()} GPUs.")
+    return place
+
+
+def _dtype(dtype: str | torch.dtype | None, place: torch.device) -> Any:
+    """The CPU computes in float32 (its half precision is slow and rough); a GPU in the checkpoint's own type."""
+    if dtype is None:
+        return torch.float32 if place.type == "cpu" else "auto"
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise MmattnError(f"Unknown dtype {dtype!r}", f"Known: {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _remedy(local: bool) -> str:
+    if local:
+        return "The folder must hold config, processor files and safetensors weights, as save_pretrained() writes them."
+    return "Check the hub id and the network, or give a local folder; scenes-llava is bundled and needs neither."

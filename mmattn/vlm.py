@@ -1,0 +1,184 @@
+"""`VLM`: a loaded vision-language model, and the calls users make on it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from PIL import Image
+from transformers import PreTrainedModel
+
+from mmattn.adapters import Sample, adapter_for
+from mmattn.decoding.engine import Generation, Options, Request, run
+from mmattn.decoding.method import Method
+from mmattn.decoding.registry import resolve
+from mmattn.decoding.sampling import Sampling, sample_keys
+from mmattn.errors import MmattnError
+from mmattn.grounding.attention import Attention, RowChoice, Selection, attend
+from mmattn.images import ImageLike, open_image
+
+Images = ImageLike | Sequence[ImageLike] | None
+
+
+class VLM:
+    """A transformers model with its processor; both stay unmodified.
+
+    Attributes:
+        name: what it was loaded as.
+        model, processor: the transformers objects.
+        adapter: the bridge for this model family.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Any, name: str | None = None) -> None:
+        self.model = model
+        self.processor = processor
+        self.name = name or str(model.config._name_or_path or type(model).__name__)
+        self.adapter = adapter_for(model, processor)
+
+    def generate(
+        self,
+        images: Images | Sequence[Images],
+        prompts: str | Sequence[str],
+        *,
+        method: str | Method = "greedy",
+        max_new_tokens: int = 32,
+        batch_size: int = 16,
+        seed: int = 0,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        stop_token_ids: Sequence[int] | None = None,
+        on_done: Callable[[int], None] = lambda _: None,
+    ) -> list[Generation]:
+        """Answer prompts about pictures, in batches, all branches of the method in one decoder call per step.
+
+        Args:
+            images: one entry per prompt: a picture (path, PIL image, array), several, or None for text alone.
+                A single picture (or None) goes with every prompt.
+            prompts: the user's words, without image placeholders or chat template.
+            method: a name from `mmattn.methods()`, perhaps with hyper-parameters ("vcd(alpha=0.5)"), or an instance.
+            max_new_tokens: length limit of an answer in tokens.
+            batch_size: samples per batch; a method with K branches makes K rows of each.
+            seed: with the content of a sample it fixes every random draw, whatever the order or batch size. Equal
+                samples in one call draw differently.
+            do_sample, temperature, top_p, top_k: see `Sampling`.
+            stop_token_ids: replaces the model's own end-of-sequence tokens.
+            on_done: called with the number of answers finished after each batch.
+
+        Returns:
+            One `Generation` per prompt, in order.
+
+        Raises:
+            MmattnError: unreadable picture, empty prompt, unknown method, or a setting out of range.
+        """
+        if max_new_tokens < 1 or batch_size < 1:
+            raise MmattnError("max_new_tokens and batch_size must be at least 1")
+        options = Options(
+            method=resolve(method),
+            sampling=Sampling(do_sample, temperature, top_p, top_k),
+            max_new_tokens=max_new_tokens,
+            stop_ids=self._stop_ids(stop_token_ids),
+            seed=seed,
+        )
+        samples = _samples(images, prompts)
+        if any(branch.pixels for branch in options.method.branches()) and not all(one.images for one in samples):
+            raise MmattnError(f"{options.method.name} needs a picture with every prompt", "Use method='greedy'.")
+        prepared = self.adapter.prepare(samples)
+        keys = sample_keys(samples)
+        requests = [Request(*parts) for parts in zip(samples, prepared, keys, strict=True)]
+        return run(self.adapter, requests, options, batch_size, on_done)
+
+    def attend(
+        self,
+        image: Images,
+        prompt: str,
+        answer: str | Sequence[int] | Generation | None = None,
+        *,
+        rows: RowChoice | None = None,
+        layers: Selection = None,
+    ) -> Attention:
+        """Where chosen tokens look: their attention on the image tokens, from one forward call.
+
+        Args:
+            image: a picture or several.
+            prompt: the user's words.
+            answer: read with teacher forcing: text, token ids, or a `Generation` (its exact tokens).
+            rows: "last" (the prompt's last token, which decides the first word of the answer), "answer" (each token
+                of the answer), "prompt" (each token of the prompt that is no image token), or words of the prompt,
+                whose last occurrence is taken. Default: "answer" if there is one, else "last".
+            layers: decoder layers to keep; all by default.
+
+        Returns:
+            `Attention` with weights (layers, heads, rows, image_tokens) float32 on the CPU.
+        """
+        ids = answer.token_ids if isinstance(answer, Generation) else answer
+        sample = Sample(_pictures(image), prompt, ids if ids is None or isinstance(ids, str) else tuple(ids))
+        if not sample.images:
+            raise MmattnError("There is no picture to look at", "Pass an image.")
+        return attend(self.adapter, sample, rows, layers)
+
+    def describe(self) -> dict[str, Any]:
+        """What a result file needs to name this model: JSON values only."""
+        template = getattr(self.processor, "chat_template", None) or ""
+        images = getattr(self.processor, "image_processor", None)
+        return {
+            "model": self.name,
+            "family": self.adapter.family,
+            "parameters": sum(one.numel() for one in self.model.parameters()),
+            "weights_sha256": _fingerprint(self.model),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": str(self.adapter.device),
+            "image_processor": type(images).__name__,
+            "attention": "mmattn over sdpa",
+            "chat_template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
+        }
+
+    def _stop_ids(self, given: Sequence[int] | None) -> frozenset[int]:
+        if given is not None:
+            return frozenset(int(one) for one in given)
+        config = self.model.generation_config
+        ids = getattr(config, "eos_token_id", None)
+        ids = self.adapter.tokenizer.eos_token_id if ids is None else ids
+        return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _pictures(images: Any, opened: dict[str, Image.Image] | None = None) -> tuple[Image.Image, ...]:
+    """Upright RGB pictures; files named before in the same call are not read again."""
+    if images is None:
+        return ()
+    if isinstance(images, (list, tuple)):
+        return tuple(one for part in images for one in _pictures(part, opened))
+    if opened is None or not isinstance(images, (str, os.PathLike)):
+        return (open_image(images),)
+    if str(images) not in opened:
+        opened[str(images)] = open_image(images)
+    return (opened[str(images)],)
+
+
+def _samples(images: Any, prompts: str | Sequence[str]) -> list[Sample]:
+    words = [prompts] if isinstance(prompts, str) else list(prompts)
+    for one in words:
+        if not isinstance(one, str):
+            raise MmattnError(f"A prompt must be text, not {type(one).__name__}", "Pass a str for each prompt.")
+    if isinstance(prompts, str) or not isinstance(images, (list, tuple)):
+        pictures = _pictures(images)
+        return [Sample(pictures, one) for one in words]
+    if len(images) != len(words):
+        raise MmattnError(
+            f"There are {len(images)} images for {len(words)} prompts", "Give one entry per prompt, or a single image."
+        )
+    opened: dict[str, Image.Image] = {}
+    return [Sample(_pictures(one, opened), text) for one, text in zip(images, words, strict=True)]
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    """A hash over the names, shapes and 64 values of every weight: cheap, and different for other checkpoints."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        flat = weight.detach().flatten()
+        digest.update(flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,179 @@
+"""Invariants 4, 5 and 6: neutral strength is plain decoding, a batch is its samples, one decoder call per step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+import mmattn
+from mmattn.decoding import VCD
+from mmattn.errors import MmattnError
+from tests.tiny import tiny_llava
+
+PROMPTS = ["what?", "a longer question this time", "x", "is it?", "describe the image"]
+
+
+@contextmanager
+def decoder_calls(vlm: mmattn.VLM) -> Iterator[list[int]]:
+    """The batch sizes of the decoder's calls."""
+    calls: list[int] = []
+    hook = vlm.adapter.decoder.register_forward_hook(
+        lambda _module, _args, kwargs, _out: calls.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+def test_greedy_equals_transformers_generate(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    for picture, prompt in zip(pictures, PROMPTS, strict=True):
+        inputs = vlm.processor(images=picture, text=f"USER: <image>\n{prompt} ASSISTANT:", return_tensors="pt")
+        expected = vlm.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        got = vlm.generate(picture, prompt, max_new_tokens=12)[0]
+        expected_ids = [token for token in expected.tolist() if token != 2]
+        assert list(got.token_ids) == expected_ids
+        assert got.finish_reason == ("stop" if len(expected_ids) < 12 else "length")
+
+
+@pytest.mark.parametrize("method", ["greedy", "vcd", "vcd(alpha=2.5, beta=0.3, noise_step=900)"])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_batch_is_its_samples(vlm: mmattn.VLM, pictures: list[Any], method: str, do_sample: bool) -> None:
+    settings: dict[str, Any] = {"method": method, "max_new_tokens": 8, "do_sample": do_sample, "seed": 3}
+    alone = [vlm.generate(one, text, **settings)[0] for one, text in zip(pictures, PROMPTS, strict=True)]
+    for size in (5, 2):
+        assert vlm.generate(pictures, PROMPTS, batch_size=size, **settings) == alone
+    order = [3, 0, 4, 2, 1]
+    shuffled = vlm.generate([pictures[i] for i in order], [PROMPTS[i] for i in order], **settings)
+    assert shuffled == [alone[i] for i in order]
+
+
+def test_text_only_and_several_pictures_share_a_batch(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    images = [None, [pictures[0], pictures[1]], pictures[2]]
+    together = vlm.generate(images, PROMPTS[:3], max_new_tokens=6)
+    assert together == [vlm.generate([i], [p], max_new_tokens=6)[0] for i, p in zip(images, PROMPTS[:3], strict=True)]
+
+
+def test_logits_of_a_padded_batch_equal_single_ones(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    def scores(indices: list[int]) -> torch.Tensor:
+        adapter = vlm.adapter
+        prepared = adapter.prepare([mmattn.adapters.Sample((pictures[i],), PROMPTS[i]) for i in indices])
+        with torch.inference_mode():
+            batch = adapter.embed([one.ids for one in prepared], [adapter.encode(one.pixels) for one in prepared])
+            out = adapter.decoder(
+                inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions
+            ).last_hidden_state[:, -1]
+            return adapter.logits(out)
+
+    torch.testing.assert_close(scores([0, 1, 2]), torch.cat([scores([i]) for i in range(3)]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "branches"), [("greedy", 1), ("vcd", 2)])
+def test_one_decoder_call_per_step(vlm: mmattn.VLM, pictures: list[Any], method: str, branches: int) -> None:
+    with decoder_calls(vlm) as calls:
+        vlm.generate(pictures[:3], PROMPTS[:3], method=method, max_new_tokens=7, stop_token_ids=[])
+    assert calls == [3 * branches] * 7
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_vcd_without_strength_is_plain(vlm: mmattn.VLM, pictures: list[Any], do_sample: bool) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 10, "do_sample": do_sample}
+    plain = vlm.generate(pictures, PROMPTS, **settings)
+    assert vlm.generate(pictures, PROMPTS, method=VCD(alpha=0, beta=0), **settings) == plain
+    if not do_sample:  # with alpha=0 the plausibility cut cannot remove the best token
+        assert vlm.generate(pictures, PROMPTS, method=VCD(alpha=0), **settings) == plain
+    changed = vlm.generate(pictures, PROMPTS, method=VCD(alpha=3, noise_step=999), **settings)
+    assert changed != plain
+
+
+def test_seed_and_content_fix_every_draw(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    def draw(seed: int) -> list[mmattn.Generation]:
+        torch.manual_seed(draws.pop())  # the global generator must not matter
+        return vlm.generate(pictures[0], ["q"] * 4, max_new_tokens=6, do_sample=True, seed=seed, temperature=3.0)
+
+    draws = [1, 2, 3]
+    first, again, other = draw(0), draw(0), draw(1)
+    assert first == again
+    assert first != other
+    assert len({one.token_ids for one in first}) > 1, "equal samples in one call must draw differently"
+
+
+def test_stop_tokens_end_an_answer(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    full = vlm.generate(pictures[0], "q", max_new_tokens=8, stop_token_ids=[])[0]
+    stop = full.token_ids[3]
+    cut = vlm.generate(pictures[0], "q", max_new_tokens=8, stop_token_ids=[stop])[0]
+    assert cut.finish_reason == "stop"
+    assert cut.token_ids == tuple(itertools.takewhile(lambda token: token != stop, full.token_ids))
+    assert full.finish_reason == "length"
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_finished_work(
+    vlm: mmattn.VLM, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = vlm.generate(pictures, PROMPTS, max_new_tokens=4)
+    decode, sizes = vlm.adapter.decode, []
+
+    def limited(batch: Any, cache: Any) -> torch.Tensor:
+        sizes.append(len(batch.embeds))
+        if len(batch.embeds) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(batch, cache)
+
+    monkeypatch.setattr(vlm.adapter, "decode", limited)
+    finished: list[int] = []
+    assert vlm.generate(pictures, PROMPTS, max_new_tokens=4, on_done=finished.append) == expected
+    assert sizes[0] == 5
+    assert sum(finished) == 5
+    monkeypatch.setattr(vlm.adapter, "decode", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(MmattnError, match="single sample"):
+        vlm.generate(pictures[0], "q")
+
+
+BAD = [
+    ({"method": "vdc"}, "Did you mean vcd"),
+    ({"method": "vcd(gamma=1)"}, "gamma"),
+    ({"method": "vcd(0.5)"}, "need their names"),
+    ({"method": "vcd(alpha='x')"}, "must be a number"),
+    ({"method": "vcd(noise_step=1000)"}, "0..999"),
+    ({"method": "vcd+vcd"}, "both rewrite"),
+    ({"method": "vcd("}, "Cannot read"),
+    ({"method": 3}, "name or an instance"),
+    ({"max_new_tokens": 0}, "at least 1"),
+    ({"batch_size": 0}, "at least 1"),
+    ({"temperature": 0.0}, "above 0"),
+    ({"top_p": 0.0}, "top_p"),
+    ({"top_k": -1}, "top_k"),
+    ({"prompts": " "}, "prompt is empty"),
+    ({"prompts": "see <image> here"}, "placeholder"),
+    ({"prompts": ["a", "b"], "images": [None]}, "1 images for 2 prompts"),
+    ({"prompts": [3]}, "must be text"),
+    ({"images": None, "method": "vcd"}, "needs a picture"),
+    ({"images": "nowhere.png"}, "does not exist"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_bad_requests_name_the_problem(
+    vlm: mmattn.VLM, pictures: list[Any], change: dict[str, Any], message: str
+) -> None:
+    call = {"images": pictures[0], "prompts": "what?", **change}
+    with pytest.raises(MmattnError, match=message.replace("(", r"\(")):
+        vlm.generate(**call)
+
+
+def test_unsupported_family_lists_the_supported_ones() -> None:
+    from transformers import BertConfig, BertModel
+
+    small = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    with pytest.raises(MmattnError, match=r"'bert' are not supported.*llava"):
+        mmattn.wrap(BertModel(small), None)
+
+
+def test_a_processor_without_template_gets_the_llava_one(pictures: list[Any], vlm: mmattn.VLM) -> None:
+    bare = mmattn.wrap(*tiny_llava(template=None))
+    assert bare.generate(pictures[0], "q") == vlm.generate(pictures[0], "q")
