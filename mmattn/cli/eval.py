@@ -1,0 +1,296 @@
+"""`mmattn eval`: benchmarks from the command line. Only this layer prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmattn.errors import MmattnError, unknown
+
+if TYPE_CHECKING:  # these take seconds to import, and --help needs none of them
+    from mmattn.eval import Benchmark, Captions, Instances
+
+app = typer.Typer(no_args_is_help=True, help="Measure hallucination: POPE, CHAIR, or both.")
+
+INTERRUPTED = 130
+
+Model = Annotated[str, typer.Option(help="Bundled name, local folder or hub id.")]
+Method = Annotated[str, typer.Option(help="Comma-separated methods; the first is what the others are compared with.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default the GPU if there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Questions at once; changes speed, never numbers.")]
+Seed = Annotated[int, typer.Option(help="Draws images, questions and a method's noise.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder; a run that was cut off continues there.")]
+Length = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")]
+Annotations = Annotated[Path | None, typer.Option(help="COCO-format instances; by default the bundled scenes.")]
+References = Annotated[Path | None, typer.Option("--captions", help="COCO-format reference captions.")]
+Images = Annotated[Path | None, typer.Option(help="Folder of the images that --annotations names.")]
+Json = Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the answers in the run folder and start over.")]
+
+
+@app.command()
+def pope(
+    model: Model = "scenes-llava",
+    method: Method = "greedy",
+    device: Device = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    limit: Limit = None,
+    out: Out = None,
+    max_new_tokens: Length = 8,
+    annotations: Annotations = None,
+    images: Images = None,
+    split: Annotated[str, typer.Option(help="Comma-separated: random, popular, adversarial.")] = ",".join(
+        ("random", "popular", "adversarial")
+    ),
+    questions: Annotated[Path | None, typer.Option(help="Published POPE file to ask instead (JSON lines).")] = None,
+    scorer: Annotated[str, typer.Option(help="Rule that reads yes or no from an answer.")] = "official",
+    as_json: Json = False,
+    fresh: Fresh = False,
+) -> None:
+    """POPE: yes/no questions about objects that are there and objects that are not."""
+    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
+
+    def benchmarks() -> list[Benchmark]:
+        if questions is not None:
+            return [_published(questions, images, scorer, max_new_tokens, limit)]
+        data = Data.find(annotations, None, images, captions_needed=False)
+        return _pope(data, _names(split), scorer, max_new_tokens, seed, limit)
+
+    _run("pope", job, benchmarks)
+
+
+@app.command()
+def chair(
+    model: Model = "scenes-llava",
+    method: Method = "greedy",
+    device: Device = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    limit: Limit = None,
+    out: Out = None,
+    max_new_tokens: Length = 64,
+    annotations: Annotations = None,
+    captions: References = None,
+    images: Images = None,
+    prompt: Annotated[str | None, typer.Option(help="What the model is asked for; a description by default.")] = None,
+    as_json: Json = False,
+    fresh: Fresh = False,
+) -> None:
+    """CHAIR: objects in a caption that are not in the image, beside recall, F1 and length."""
+    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
+
+    def benchmarks() -> list[Benchmark]:
+        data = Data.find(annotations, captions, images, captions_needed=True)
+        return [_chair(data, prompt, max_new_tokens, seed, limit)]
+
+    _run("chair", job, benchmarks)
+
+
+@app.command(name="all")
+def everything(
+    model: Model = "scenes-llava",
+    method: Method = "greedy,vcd",
+    device: Device = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    limit: Limit = None,
+    chair_limit: Annotated[int | None, typer.Option(min=1, help="Images to caption; --limit by default.")] = None,
+    out: Out = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption in tokens.")] = 64,
+    annotations: Annotations = None,
+    captions: References = None,
+    images: Images = None,
+    as_json: Json = False,
+    fresh: Fresh = False,
+) -> None:
+    """The three splits of POPE and CHAIR, several methods side by side, and a picture of one question."""
+    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
+
+    def benchmarks() -> list[Benchmark]:
+        from mmattn.eval import STRATEGIES
+
+        data = Data.find(annotations, captions, images, captions_needed=True)
+        captioned = _chair(data, None, max_new_tokens, seed, chair_limit or limit)
+        return [*_pope(data, STRATEGIES, "official", 8, seed, limit), captioned]
+
+    _run("all", job, benchmarks)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options that all commands share."""
+
+    model: str
+    method: str
+    device: str | None
+    dtype: str | None
+    batch_size: int
+    seed: int
+    out: Path | None
+    as_json: bool
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is asked about: a folder of images and what is in them."""
+
+    images: Path
+    instances: Instances
+    captions: Captions | None
+
+    @classmethod
+    def find(
+        cls, annotations: Path | None, captions: Path | None, images: Path | None, *, captions_needed: bool
+    ) -> Data:
+        """The user's files, or the bundled scenes if none is named."""
+        from mmattn.eval import load_captions, load_instances
+
+        if annotations is None:
+            if captions is not None or images is not None:
+                raise MmattnError(
+                    "--captions and --images describe the images of --annotations, which is not given",
+                    "Add --annotations FILE, or drop them to use the bundled scenes.",
+                )
+            from mmattn import scenes
+
+            bundled = scenes.dataset("val")
+            annotations, captions, images = bundled.instances, bundled.captions, bundled.images
+        elif images is None:
+            raise MmattnError("--annotations needs the images it names", "Add --images FOLDER.")
+        elif captions_needed and captions is None:
+            typer.echo("No --captions: only annotated objects count as being in an image.", err=True)
+        _require_folder(images)
+        references = load_captions(captions) if captions is not None and captions_needed else None
+        return cls(images, load_instances(annotations), references)
+
+
+def _pope(data: Data, splits: Sequence[str], rule: str, longest: int, seed: int, limit: int | None) -> list[Benchmark]:
+    from mmattn.eval import Pope, build, scorer
+
+    reader = scorer(rule)
+    return [
+        Pope(
+            split,
+            build(data.instances, split, seed),
+            data.images,
+            instances=data.instances,
+            rule=reader,
+            max_new_tokens=longest,
+            limit=limit,
+        )
+        for split in splits
+    ]
+
+
+def _published(questions: Path, images: Path | None, rule: str, longest: int, limit: int | None) -> Benchmark:
+    from mmattn.eval import Pope, read, scorer
+
+    if images is None:
+        raise MmattnError("--questions needs the images it names", "Add --images FOLDER.")
+    _require_folder(images)
+    return Pope(questions.stem, read(questions), images, rule=scorer(rule), max_new_tokens=longest, limit=limit)
+
+
+def _chair(data: Data, prompt: str | None, longest: int, seed: int, limit: int | None) -> Benchmark:
+    from mmattn.eval import Chair
+    from mmattn.eval.chair import PROMPT
+
+    return Chair(
+        data.instances,
+        data.captions,
+        data.images,
+        prompt=prompt or PROMPT,
+        max_new_tokens=longest,
+        seed=seed,
+        limit=limit,
+    )
+
+
+def _run(kind: str, job: Job, benchmarks: Callable[[], list[Benchmark]]) -> None:
+    """Load, evaluate, draw, print. Everything the user can get wrong cheaply is checked before the model loads."""
+    out = job.out or Path("runs") / f"{kind}-{Path(job.model).name}"
+    try:
+        asked = benchmarks()
+        results = _evaluate(job, asked, out)
+    except KeyboardInterrupt:
+        typer.echo(f"\nStopped. Finished answers are kept in {out}; run the same command again to continue.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _print(results, out, job.as_json)
+
+
+def _evaluate(job: Job, asked: list[Benchmark], out: Path) -> dict[str, Any]:
+    from mmattn.decoding import split_methods
+    from mmattn.eval.runner import evaluate, label_methods
+
+    methods = list(label_methods(split_methods(job.method)).values())
+    import mmattn
+
+    model = mmattn.load(job.model, device=job.device, dtype=job.dtype)
+    results = evaluate(
+        model, asked, methods, out, batch_size=job.batch_size, seed=job.seed, progress=not job.as_json, fresh=job.fresh
+    )
+    _keep_report(results, out)
+    _draw(model, asked, next(iter(results["methods"])), out)
+    return results
+
+
+def _keep_report(results: dict[str, Any], out: Path) -> None:
+    from mmattn.eval.report import markdown
+    from mmattn.eval.store import write_atomic
+
+    write_atomic(out / "table.md", markdown(results))
+
+
+def _draw(model: Any, asked: list[Benchmark], method: str, out: Path) -> None:
+    from mmattn.eval.picture import choose, draw
+    from mmattn.eval.store import read_records
+
+    chosen = choose(asked, read_records(out / "samples.jsonl")[0], method)
+    if chosen is not None:
+        draw(model, *chosen, out / "picture.png")
+
+
+def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:
+    from rich.console import Console
+
+    from mmattn.eval.report import failures, table
+
+    if as_json:
+        typer.echo(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        # a pipe has no width; a table folded to 80 columns is unreadable there
+        Console(width=None if sys.stdout.isatty() else 160).print(table(results))
+    problem = failures(results)
+    if problem:
+        typer.echo(f"{problem} Details: {out / 'samples.jsonl'}", err=True)
+    typer.echo(f"Run folder: {out}", err=True)
+
+
+def _names(text: str) -> list[str]:
+    from mmattn.eval import STRATEGIES
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in STRATEGIES:
+            raise unknown("POPE split", name, STRATEGIES)
+    if not names:
+        raise MmattnError("No POPE split is named", f"Known: {', '.join(STRATEGIES)}.")
+    return names
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise MmattnError(f"Image folder {folder} does not exist", "Check the path.")

@@ -1,0 +1,133 @@
+"""Which COCO objects a text names: words to categories, for CHAIR. Knows no image and no metric."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmattn.eval.questions import inflector
+
+TABLE = Path(__file__).parent / "data" / "synonyms.toml"
+
+_WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
+_ANY_ANIMAL = frozenset({"animal", "cub"})  # no category of their own, yet "baby animal" is no baby either
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One object word in a text: text[start:end] names `category`."""
+
+    category: str
+    word: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Token:
+    word: str
+    start: int
+    end: int
+
+
+class Vocabulary:
+    """The synonym table, ready for look-ups."""
+
+    def __init__(self, table: Mapping[str, object]) -> None:
+        categories, ignored = table["categories"], table["ignored"]
+        qualifiers = table["qualifiers"]
+        assert isinstance(categories, dict)
+        assert isinstance(ignored, dict)
+        assert isinstance(qualifiers, dict)
+        self.version = str(table["version"])
+        self.categories: tuple[str, ...] = tuple(categories)
+        self._names: dict[tuple[str, ...], str | None] = {tuple(p.split()): None for p in ignored["phrases"]}
+        for category, others in categories.items():
+            self._names.update({tuple(phrase.split()): category for phrase in (category, *others)})
+        self._qualifiers: dict[str, frozenset[str]] = {word: frozenset(of) for word, of in qualifiers.items()}
+        self._known = {word for phrase in self._names for word in phrase} | set(qualifiers) | _ANY_ANIMAL
+        self._longest = max(map(len, self._names))
+
+    def mentions(self, text: str) -> list[Mention]:
+        """Every object named in `text`, in order, repeats included."""
+        tokens = self._tokens(text)
+        found: list[Mention] = []
+        i = 0
+        while i < len(tokens):
+            length = self._match(tokens, i)
+            if length == 0 or self._only_qualifies(tokens, i):
+                i += 1
+                continue
+            first, last = tokens[i], tokens[i + length - 1]
+            category = self._names[tuple(token.word for token in tokens[i : i + length])]
+            if category is not None:
+                found.append(Mention(category, text[first.start : last.end], first.start, last.end))
+            i += length
+        if any(token.word == "toilet" for token in tokens):  # its seat is no chair, wherever it is mentioned
+            found = [mention for mention in found if self._single(mention.word) != "seat"]
+        return found
+
+    def singular(self, word: str) -> str:
+        """The word in its listed form. A word of the table is left alone: an engine makes "bus" a "bu"."""
+        if word in self._known or not word:
+            return word
+        single = self._single(word)
+        return single if single in self._known else word
+
+    def _single(self, word: str) -> str:
+        return _singular(word.lower())
+
+    def _tokens(self, text: str) -> list[_Token]:
+        tokens: list[_Token] = []
+        for match in _WORD.finditer(text):
+            word = re.sub(r"['’]s$", "", match.group().lower())
+            parts = word.split("-")
+            phrase = tuple(self.singular(part) for part in parts)
+            if len(parts) == 1 or phrase not in self._names:
+                # a compound is one word unless it spells a listed phrase: "man-made" names no man
+                tokens.append(_Token(self.singular(word), match.start(), match.end()))
+                continue
+            start = match.start()
+            for part, single in zip(parts, phrase, strict=True):
+                tokens.append(_Token(single, start, start + len(part)))
+                start += len(part) + 1
+        return tokens
+
+    def _match(self, tokens: Sequence[_Token], i: int) -> int:
+        """How many tokens the longest listed phrase at `i` has; 0 when there is none."""
+        for length in range(min(self._longest, len(tokens) - i), 0, -1):
+            if tuple(token.word for token in tokens[i : i + length]) in self._names:
+                return length
+        return 0
+
+    def _only_qualifies(self, tokens: Sequence[_Token], i: int) -> bool:
+        categories = self._qualifiers.get(tokens[i].word)
+        if categories is None or i + 1 == len(tokens):
+            return False
+        if tokens[i + 1].word in _ANY_ANIMAL:
+            return "bear" in categories  # the animal qualifiers, not "passenger"
+        length = self._match(tokens, i + 1)
+        return length > 0 and self._names[tuple(t.word for t in tokens[i + 1 : i + 1 + length])] in categories
+
+
+@functools.cache
+def vocabulary() -> Vocabulary:
+    """The table that ships with the package."""
+    return Vocabulary(tomllib.loads(TABLE.read_text(encoding="utf-8")))
+
+
+def word_count(text: str) -> int:
+    """Length of a caption in words."""
+    return len(_WORD.findall(text))
+
+
+@functools.lru_cache(maxsize=50_000)
+def _singular(word: str) -> str:
+    if not word.isalpha():
+        return word
+    single = inflector().singular_noun(word)
+    return single if isinstance(single, str) else word

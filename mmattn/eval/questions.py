@@ -1,0 +1,179 @@
+"""POPE question lists: built from object annotations by the official procedure, read and written in its format.
+
+For each image with at least three kinds of objects and each of the first three: one question about it ("yes"), then
+one about an object that is not there ("no"). The three strategies differ in how the absent object is picked.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmattn.errors import MmattnError, unknown
+from mmattn.eval.coco import Instances
+
+STRATEGIES = ("random", "popular", "adversarial")
+IMAGES = 500
+PER_IMAGE = 3
+
+_QUESTION = re.compile(r"^is there an? (.+?) in the im(?:an)?ge\s*\?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One line of a published POPE file."""
+
+    question_id: int
+    image: str
+    text: str
+    label: str
+
+    @property
+    def object(self) -> str:
+        """The object asked about; empty when the text is not of the usual form. "imange" is read as "image"."""
+        match = _QUESTION.match(self.text.strip())
+        return match.group(1) if match else ""
+
+
+def ask(name: str) -> str:
+    """The question about one object: "Is there a dog in the image?", with the article that the word needs."""
+    return f"Is there {inflector().a(name)} in the image?"
+
+
+def build(instances: Instances, strategy: str, seed: int = 0, images: int = IMAGES) -> list[Question]:
+    """Build the questions of one strategy; the same images for every strategy of one seed.
+
+    Args:
+        instances: which objects are where.
+        strategy: "random" draws the absent object from all objects of the chosen images, "popular" takes the most
+            frequent one there, "adversarial" the one that most often occurs beside the object just asked about;
+            none is asked about twice in one image.
+        seed: draws the images and, where chance decides, the absent objects.
+        images: how many images to draw; all that qualify when there are fewer.
+    """
+    if strategy not in STRATEGIES:
+        raise unknown("POPE strategy", strategy, STRATEGIES)
+    fit = [image for image in instances.images if len(instances.objects[image]) >= PER_IMAGE]
+    if not fit:
+        raise MmattnError(
+            f"{instances.source} has no image with {PER_IMAGE} or more kinds of objects",
+            "POPE questions need such images; use another annotation file.",
+        )
+    chosen = draw_images(fit, seed, images)
+    present = {image: instances.objects[image] for image in chosen}
+    rng = random.Random(f"{seed}/{strategy}")  # noqa: S311 - questions, not secrets
+    frequency = Counter(name for names in present.values() for name in names)
+    beside = _co_occurrence(present)
+    questions: list[Question] = []
+    for image, names in present.items():
+        taken = set(names)
+        for name in names[:PER_IMAGE]:
+            ranked = {"popular": _ranked(frequency), "adversarial": _ranked(beside[name])}.get(strategy, [])
+            absent = _absent(ranked, list(frequency), instances, taken, rng, image)
+            taken.add(absent)
+            for thing, label in ((name, "yes"), (absent, "no")):
+                questions.append(Question(len(questions) + 1, image, ask(thing), label))
+    return questions
+
+
+def draw_images(images: Sequence[str], seed: int, count: int = IMAGES) -> list[str]:
+    """So many images, or all if there are fewer, in an order that the seed decides."""
+    rng = random.Random(f"{seed}/images")  # noqa: S311 - a sample, not a secret
+    return rng.sample(images, min(count, len(images)))
+
+
+def _absent(
+    ranked: Sequence[str], pool: Sequence[str], instances: Instances, taken: set[str], rng: random.Random, image: str
+) -> str:
+    """First free one of the ranking, else a random free one of the pool, else of all categories of the file."""
+    for name in ranked:
+        if name not in taken:
+            return name
+    for names in (pool, sorted(instances.categories)):
+        free = [name for name in names if name not in taken]
+        if free:
+            return rng.choice(free)
+    raise MmattnError(
+        f"{instances.source}: no absent object is left to ask about for image {image}",
+        "POPE needs more categories than any one image shows, by three or more.",
+    )
+
+
+def _ranked(counts: Counter[str]) -> list[str]:
+    return [name for name, _ in counts.most_common()]  # ties keep the order of first appearance, as in the original
+
+
+def _co_occurrence(present: Mapping[str, Sequence[str]]) -> dict[str, Counter[str]]:
+    beside: dict[str, Counter[str]] = {}
+    for names in present.values():
+        for name in names:
+            beside.setdefault(name, Counter()).update(other for other in names if other != name)
+    return beside
+
+
+def dumps(questions: Sequence[Question]) -> str:
+    """JSON lines in the published format."""
+    return "".join(json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in questions)
+
+
+def read(path: Path) -> list[Question]:
+    """Read a published question file.
+
+    Raises:
+        MmattnError: missing file, or a malformed line; the message names the line.
+    """
+    if not path.is_file():
+        raise MmattnError(f"Question file {path} does not exist", "Check the path.")
+    questions: list[Question] = []
+    seen: dict[int, int] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise MmattnError(f"{path} is not UTF-8 text ({error})", "Download the file again.") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        question = _parse(f"{path} line {number}", line)
+        first = seen.setdefault(question.question_id, number)
+        if first != number:
+            raise MmattnError(
+                f"{path} line {number} repeats question_id {question.question_id} of line {first}",
+                "Each question_id may occur once.",
+            )
+        questions.append(question)
+    if not questions:
+        raise MmattnError(f"{path} holds no questions", "It needs one JSON object a line.")
+    return questions
+
+
+def _parse(where: str, line: str) -> Question:
+    form = 'Each line is {"question_id": 1, "image": "1.jpg", "text": "Is there a dog in the image?", "label": "no"}.'
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise MmattnError(f"{where} is not valid JSON ({error})", form) from error
+    if not isinstance(values, dict):
+        raise MmattnError(f"{where} is not a JSON object", form)
+    for key, kind in (("question_id", int), ("image", str), ("text", str), ("label", str)):
+        if not isinstance(values.get(key), kind) or isinstance(values.get(key), bool) or values[key] == "":
+            raise MmattnError(f"{where} has no usable '{key}'", form)
+    if values["label"].lower() not in ("yes", "no"):
+        raise MmattnError(f"{where}: label {values['label']!r} is neither yes nor no", form)
+    return Question(values["question_id"], values["image"], values["text"], values["label"].lower())
+
+
+@functools.cache
+def inflector() -> Any:
+    """The engine of inflect, made once: that takes seconds."""
+    try:
+        return importlib.import_module("inflect").engine()
+    except ImportError as error:
+        raise MmattnError("Evaluation needs inflect", 'Install it with: pip install "mmattn[eval]"') from error
