@@ -51,6 +51,8 @@ def open_image(source: ImageLike) -> Image.Image:
         raise MmattnError(f"{path} is not a picture that Pillow can read", "Convert it to PNG or JPEG.") from error
     except Image.DecompressionBombError as error:
         raise MmattnError(f"{path} has too many pixels to open safely", "Shrink it first.") from error
+    except (OSError, SyntaxError, ValueError) as error:  # no permission, or a header that Pillow chokes on
+        raise MmattnError(f"Cannot read {path} ({error})", "Check the file, or export it again.") from error
 
 
 def _loaded(picture: Image.Image, name: str) -> Image.Image:

@@ -51,6 +51,7 @@ class VLM:
         top_p: float = 1.0,
         top_k: int = 0,
         stop_token_ids: Sequence[int] | None = None,
+        keys: Sequence[str] | None = None,
         on_done: Callable[[int], None] = lambda _: None,
     ) -> list[Generation]:
         """Answer prompts about pictures, in batches, all branches of the method in one decoder call per step.
@@ -66,6 +67,7 @@ class VLM:
                 samples in one call draw differently.
             do_sample, temperature, top_p, top_k: see `Sampling`.
             stop_token_ids: replaces the model's own end-of-sequence tokens.
+            keys: names of the prompts' random streams, in place of their content; equal keys draw alike.
             on_done: called with the number of answers finished after each batch.
 
         Returns:
@@ -86,9 +88,11 @@ class VLM:
         samples = _samples(images, prompts)
         if any(branch.pixels for branch in options.method.branches()) and not all(one.images for one in samples):
             raise MmattnError(f"{options.method.name} needs a picture with every prompt", "Use method='greedy'.")
+        names = sample_keys(samples) if keys is None else list(keys)
+        if len(names) != len(samples):
+            raise MmattnError(f"There are {len(names)} keys for {len(samples)} prompts", "Give one key per prompt.")
         prepared = self.adapter.prepare(samples)
-        keys = sample_keys(samples)
-        requests = [Request(*parts) for parts in zip(samples, prepared, keys, strict=True)]
+        requests = [Request(*parts) for parts in zip(samples, prepared, names, strict=True)]
         return run(self.adapter, requests, options, batch_size, on_done)
 
     def attend(

@@ -48,6 +48,12 @@ def test_a_generation_is_read_token_by_token(vlm: mmattn.VLM, pictures: list[Any
     assert bool((read.weights.sum(-1) < 1).all())
 
 
+def test_an_answer_may_hold_the_placeholder_token(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    read = vlm.attend(pictures[0], "q", [50, vlm.adapter.image_token_id, 51])
+    assert read.tokens == vlm.attend(pictures[0], "q", [50, 3, 51]).tokens
+    assert read.weights.shape == (3, 4, 3, 16)
+
+
 def test_words_of_the_prompt_choose_their_tokens(vlm: mmattn.VLM, pictures: list[Any]) -> None:
     read = vlm.attend(pictures[0], "a cat, no: a Cat?", rows="cat")
     assert "".join(read.tokens) == "Cat"

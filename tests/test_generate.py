@@ -64,7 +64,7 @@ def test_logits_of_a_padded_batch_equal_single_ones(vlm: mmattn.VLM, pictures: l
         adapter = vlm.adapter
         prepared = adapter.prepare([mmattn.adapters.Sample((pictures[i],), PROMPTS[i]) for i in indices])
         with torch.inference_mode():
-            batch = adapter.embed([one.ids for one in prepared], [adapter.encode(one.pixels) for one in prepared])
+            batch = adapter.embed(prepared, [adapter.encode(one.pixels) for one in prepared])
             out = adapter.decoder(
                 inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions
             ).last_hidden_state[:, -1]
@@ -101,6 +101,15 @@ def test_seed_and_content_fix_every_draw(vlm: mmattn.VLM, pictures: list[Any]) -
     assert first == again
     assert first != other
     assert len({one.token_ids for one in first}) > 1, "equal samples in one call must draw differently"
+
+
+def test_keys_name_the_random_streams(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 6, "do_sample": True, "temperature": 3.0}
+    same = vlm.generate(pictures[0], ["q", "q"], keys=["a", "a"], **settings)
+    assert same[0] == same[1]
+    alone = vlm.generate(pictures[0], ["q"], keys=["b"], **settings)[0]
+    assert vlm.generate(pictures[0], ["q", "q"], keys=["a", "b"], **settings) == [same[0], alone]
+    assert alone != same[0]
 
 
 def test_stop_tokens_end_an_answer(vlm: mmattn.VLM, pictures: list[Any]) -> None:
@@ -153,6 +162,7 @@ BAD = [
     ({"prompts": ["a", "b"], "images": [None]}, "1 images for 2 prompts"),
     ({"prompts": [3]}, "must be text"),
     ({"images": None, "method": "vcd"}, "needs a picture"),
+    ({"keys": ["a", "b"]}, "2 keys for 1 prompts"),
     ({"images": "nowhere.png"}, "does not exist"),
 ]
 
@@ -177,3 +187,13 @@ def test_unsupported_family_lists_the_supported_ones() -> None:
 def test_a_processor_without_template_gets_the_llava_one(pictures: list[Any], vlm: mmattn.VLM) -> None:
     bare = mmattn.wrap(*tiny_llava(template=None))
     assert bare.generate(pictures[0], "q") == vlm.generate(pictures[0], "q")
+
+
+def test_a_processor_of_another_model_is_refused(pictures: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = mmattn.wrap(tiny_llava(size=112)[0], tiny_llava(size=56)[1])
+    with pytest.raises(MmattnError, match="56 x 56 pixels, but the vision tower wants 112 x 112"):
+        mixed.generate(pictures[0], "q")
+    mixed = mmattn.wrap(*tiny_llava())
+    monkeypatch.setattr(mixed.model.config, "vision_feature_select_strategy", "full")
+    with pytest.raises(MmattnError, match="17 features for 16 image tokens"):
+        mixed.generate(pictures[0], "q")

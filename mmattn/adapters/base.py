@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 
 from mmattn.adapters.layout import Layout
 from mmattn.attention import RowCapture, Session
+from mmattn.errors import MmattnError
 
 
 @dataclass(frozen=True)
@@ -118,21 +119,29 @@ class Adapter(ABC):
     def session(self, capture: RowCapture | None = None) -> Session:
         return Session(self.model, self.attention_layers, self.config_key, capture)
 
-    def embed(self, rows: Sequence[torch.Tensor], features: Sequence[Sequence[torch.Tensor]]) -> Embedded:
-        """Left-pad token rows into one batch and put each row's vision features in place of its image tokens.
+    def embed(self, rows: Sequence[Prepared], features: Sequence[Sequence[torch.Tensor]]) -> Embedded:
+        """Left-pad rows into one batch and put each row's vision features in place of its image tokens.
 
         Args:
-            rows: token ids (T_b,) of each row.
+            rows: what `prepare` made.
             features: for each row, the features of its pictures, in order.
         """
-        ids, mask = left_pad(rows, self.pad_token_id)
-        ids, mask = ids.to(self.device), mask.to(self.device)
+        ids, mask = left_pad([row.ids for row in rows], self.pad_token_id)
+        # Places come from the layout: an answer that holds a placeholder token stays an answer.
+        places = torch.zeros_like(mask, dtype=torch.bool)
+        for index, row in enumerate(rows):
+            places[index, [ids.shape[1] - row.layout.length + token for token in row.layout.image_tokens]] = True
+        flat = [piece for row_features in features for piece in row_features]
+        needed, given = int(places.sum()), sum(len(piece) for piece in flat)
+        if needed != given:
+            raise MmattnError(
+                f"The vision tower gives {given} features for {needed} image tokens",
+                "Use the processor that belongs to the model.",
+            )
+        ids, mask, places = ids.to(self.device), mask.to(self.device), places.to(self.device)
         embeds = self.model.get_input_embeddings()(ids)
-        flat = [piece for row in features for piece in row]
-        if flat:
-            # Row-major order of the placeholders is the order of the features: row by row, left to right.
-            places = (ids == self.image_token_id)[..., None].expand_as(embeds)
-            embeds = embeds.masked_scatter(places, torch.cat(flat).to(embeds))
+        if flat:  # row-major order of the places is the order of the features: row by row, left to right
+            embeds = embeds.masked_scatter(places[..., None].expand_as(embeds), torch.cat(flat).to(embeds))
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         return Embedded(embeds, mask, positions)
 

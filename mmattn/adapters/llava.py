@@ -53,7 +53,7 @@ class LlavaAdapter(Adapter):
         token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
         text = render(self.processor, sample, token, [rows * columns for rows, columns in grids])
         ids, offsets, prompt_length = tokenise(self.tokenizer, text, sample.answer)
-        starts = image_starts(ids, self.image_token_id, [rows * columns for rows, columns in grids])
+        starts = image_starts(ids[:prompt_length], self.image_token_id, [rows * columns for rows, columns in grids])
         images = tuple(
             ImageLayout(image.size, (View(start, *grid, self._to_pixels(image.size)),))
             for image, grid, start in zip(sample.images, grids, starts, strict=True)
@@ -62,6 +62,13 @@ class LlavaAdapter(Adapter):
 
     def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
         values = torch.stack([picture.values for picture in pictures])
+        side = self.model.config.vision_config.image_size
+        if values.shape[-2:] != (side, side):
+            raise MmattnError(
+                f"The processor makes pictures of {values.shape[-1]} x {values.shape[-2]} pixels, "
+                f"but the vision tower wants {side} x {side}",
+                "Use the processor that belongs to the model.",
+            )
         tower = next(self.model.model.vision_tower.parameters())
         values = values.to(tower.device, tower.dtype)
         return list(self.model.get_image_features(pixel_values=values, return_dict=True).pooler_output)

@@ -38,12 +38,17 @@ def generate(
     as_json: options.AsJson = False,
 ) -> None:
     """Ask questions about pictures: one picture for all prompts, one prompt for all pictures, or pairs."""
+    from mmattn.decoding import resolve
+    from mmattn.images import open_image
+
     paths, prompts = _pairs(images, prompt)
+    chosen = resolve(method)  # tell of bad input before the model is loaded
+    pictures = {path: open_image(path) for path in paths}
     vlm = options.load_model(model, device, dtype, trust_remote_code)
     answers = vlm.generate(
-        paths,
+        [pictures[path] for path in paths],
         prompts,
-        method=method,
+        method=chosen,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         seed=seed,
@@ -53,13 +58,11 @@ def generate(
         top_k=top_k,
     )
     if as_json:
-        from mmattn.decoding import resolve
-
         rows = [
             {"image": str(path), "prompt": text, "text": one.text, "finish_reason": one.finish_reason}
             for path, text, one in zip(paths, prompts, answers, strict=True)
         ]
-        options.emit({"model": vlm.describe(), "method": resolve(method).settings(), "seed": seed, "answers": rows})
+        options.emit({"model": vlm.describe(), "method": chosen.settings(), "seed": seed, "answers": rows})
         return
     for path, text, one in zip(paths, prompts, answers, strict=True):
         options.say(one.text if len(answers) == 1 else f"{path}\t{text}\t{one.text}")

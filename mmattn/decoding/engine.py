@@ -100,11 +100,11 @@ def _embed_branches(adapter: Adapter, requests: Sequence[Request], options: Opti
     """One left-padded batch with the rows of all branches; equal pictures are encoded once."""
     branches = options.method.branches()
     pictures: dict[tuple[str, ...], Pixels] = {}
-    rows: list[torch.Tensor] = []
+    rows: list[Prepared] = []
     wanted: list[list[tuple[str, ...]]] = []
     for request in requests:
         plain = list(zip(request.sample.image_keys, request.prepared.pixels, strict=True))
-        rows.append(request.prepared.ids)
+        rows.append(request.prepared)
         wanted.append([(key,) for key, _ in plain])
         pictures.update({(key,): pixels for key, pixels in plain})
         for branch in branches:
@@ -115,7 +115,7 @@ def _embed_branches(adapter: Adapter, requests: Sequence[Request], options: Opti
                 keys = [(key, branch.name, request.key, str(place)) for place, (key, _) in enumerate(plain)]
                 changed = [replace(one, values=branch.pixels(one.values, generator)) for _, one in plain]
                 pictures.update(zip(keys, changed, strict=True))
-            rows.append(request.prepared.ids)
+            rows.append(request.prepared)
             wanted.append(keys)
     encoded = dict(zip(pictures, adapter.encode(list(pictures.values())), strict=True)) if pictures else {}
     return adapter.embed(rows, [[encoded[key] for key in keys] for keys in wanted])

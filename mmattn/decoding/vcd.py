@@ -11,6 +11,7 @@ in -6..6 and abar_t the running product of 1 - beta_i.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -36,7 +37,8 @@ def add_noise(pixels: torch.Tensor, step: int, generator: torch.Generator) -> to
     """Diffuse normalised pixels of any shape to `step` (0..999); the draw is made on the CPU in float32."""
     kept = schedule()[step].item()
     noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32)
-    return (kept**0.5 * pixels.float().cpu() + (1 - kept) ** 0.5 * noise).to(pixels)
+    mixed: torch.Tensor = math.sqrt(kept) * pixels.float().cpu() + math.sqrt(1 - kept) * noise
+    return mixed.to(pixels)
 
 
 @dataclass(frozen=True)

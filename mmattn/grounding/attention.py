@@ -101,7 +101,7 @@ def attend(adapter: Adapter, sample: Sample, rows: RowChoice | None, layers: Sel
     capture = RowCapture(torch.tensor([positions]), torch.tensor([layout.image_tokens], dtype=torch.long), wanted)
     with torch.inference_mode(), adapter.session(capture):
         features = [adapter.encode(prepared.pixels)] if prepared.pixels else [[]]
-        batch = adapter.embed([prepared.ids], features)
+        batch = adapter.embed([prepared], features)
         adapter.decoder(
             inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
         )

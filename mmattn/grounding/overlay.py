@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,10 @@ def save_overlay(
     figure.suptitle(title, fontsize=11, wrap=True, parse_math=False)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target)
+        with warnings.catch_warnings():
+            # A title may hold characters of scripts that the font lacks; they are drawn as boxes.
+            warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+            figure.savefig(target)
     except (OSError, ValueError) as error:  # ValueError: a file ending that matplotlib does not know
         raise MmattnError(f"Cannot write {target} ({error})", "Choose a writable path that ends in .png.") from error
     return target

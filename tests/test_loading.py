@@ -1,0 +1,96 @@
+"""Loading by folder and name, and what is said when it cannot be done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mmattn
+from mmattn.errors import MmattnError, unknown
+from tests.tiny import tiny_llava
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    model, processor = tiny_llava()
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+def test_a_saved_folder_loads_and_answers_the_same(folder: Path, vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    loaded = mmattn.load(str(folder), device="cpu")
+    assert loaded.generate(pictures, ["what?"] * 5) == vlm.generate(pictures, ["what?"] * 5)
+    description = loaded.describe()
+    assert json.loads(json.dumps(description)) == description
+    assert description["weights_sha256"] == vlm.describe()["weights_sha256"]
+    assert description["dtype"] == "float32"
+
+
+def test_dtype_is_the_users_choice(folder: Path) -> None:
+    assert mmattn.load(str(folder), device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+    assert mmattn.load(str(folder), device="cpu", dtype=torch.float64).model.dtype == torch.float64
+
+
+def _without(folder: Path, target: Path, name: str) -> Path:
+    target.mkdir()
+    for file in folder.iterdir():
+        if file.name != name:
+            (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_missing_files_are_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(MmattnError, match=r"holds no config\.json"):
+        mmattn.load(str(_without(folder, tmp_path / "a", "config.json")))
+    with pytest.raises(MmattnError, match="safetensors"):
+        mmattn.load(str(_without(folder, tmp_path / "b", "model.safetensors")))
+
+
+def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
+    target = _without(folder, tmp_path / "p", "model.safetensors")
+    torch.save(tiny_llava()[0].state_dict(), target / "pytorch_model.bin")
+    with pytest.raises(MmattnError, match="safetensors"):
+        mmattn.load(str(target))
+
+
+BAD = [
+    ({"name": "scenes-lava"}, "no model 'scenes-lava'.*Bundled: scenes-llava"),
+    ({"name": "/nowhere/at/all"}, "no model"),
+    ({"dtype": "float8"}, "Unknown dtype 'float8'"),
+    ({"device": "gpu"}, "Unknown device"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_bad_requests(folder: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(MmattnError, match=message):
+        mmattn.load(**{"name": str(folder), **change})
+
+
+def test_an_absent_gpu_is_told(folder: Path) -> None:
+    with pytest.raises(MmattnError, match="not available|does not exist"):
+        mmattn.load(str(folder), device="cuda:99")
+
+
+def test_an_unsupported_family_is_told_before_weights_are_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(MmattnError, match="'gpt2' are not supported"):
+        mmattn.load(str(tmp_path))
+
+
+def test_unknown_names_come_with_near_ones() -> None:
+    assert str(unknown("fruit", "aple", ["mango", "apple"])) == (
+        "Unknown fruit 'aple'. Did you mean apple? Known: apple, mango."
+    )
+
+
+def test_public_names_resolve() -> None:
+    assert {name for name in mmattn.__all__ if getattr(mmattn, name) is None} == set()
+    with pytest.raises(AttributeError, match="nonsense"):
+        mmattn.nonsense  # noqa: B018
