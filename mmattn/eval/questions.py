@@ -24,7 +24,7 @@ STRATEGIES = ("random", "popular", "adversarial")
 IMAGES = 500
 PER_IMAGE = 3
 
-_QUESTION = re.compile(r"^is there an? (.+?) in the im(?:an)?ge\s*\?$", re.IGNORECASE)
+_QUESTION = re.compile(r"^is there an? (.+?) in the iman?ge\s*\?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

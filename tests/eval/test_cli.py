@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+import mmattn
+from mmattn.cli import eval as command
+from mmattn.errors import MmattnError
+from tests.eval.fakes import FakeModel, World
+
+APP = typer.Typer()
+APP.add_typer(command.app, name="eval")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    model = FakeModel()
+
+    def load(name: str, **options: Any) -> FakeModel:
+        assert options.keys() == {"device", "dtype"}
+        return model
+
+    monkeypatch.setattr(mmattn, "load", load)
+    return model
+
+
+def invoke(*words: object) -> Result:
+    return CliRunner().invoke(APP, ["eval", *map(str, words)])
+
+
+def data(world: World) -> list[object]:
+    return ["--annotations", world.instances, "--images", world.images]
+
+
+def test_pope(world: World, fake: FakeModel, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = invoke("pope", *data(world), "--out", out, "--limit", 2)
+    assert result.exit_code == 0, result.output
+    assert "pope-adversarial (2 images, 12 questions)" in result.stdout
+    assert json.loads((out / "results.json").read_text())["samples"]["pope-random"]["greedy"]["done"] == 12
+    assert {name for name, _ in fake.asked} == {"greedy"}
+
+
+def test_all_writes_the_whole_run_folder(world: World, fake: FakeModel, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [*data(world), "--captions", world.captions, "--out", out, "--limit", 3, "--chair-limit", 1]
+    result = invoke("all", *words)
+    assert result.exit_code == 0, result.output
+    for name in ("results.json", "samples.jsonl", "picture.png", "table.md", "run.json"):
+        assert (out / name).stat().st_size > 0, name
+    assert "vcd - greedy" in result.stdout
+    assert "chair (1 images)" in result.stdout
+    calls = fake.calls
+    assert invoke("all", *words).stdout == result.stdout
+    assert fake.calls == calls, "a finished run is shown, not repeated"
+
+
+def test_json_is_all_there_is_on_stdout(world: World, fake: FakeModel, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = invoke("chair", *data(world), "--captions", world.captions, "--out", out, "--json")
+    assert json.loads(result.stdout) == json.loads((out / "results.json").read_text())
+
+
+def test_published_questions(world: World, fake: FakeModel, tmp_path: Path) -> None:
+    path = tmp_path / "coco_pope_random.json"
+    line = {"question_id": 1, "image": "001.png", "text": "Is there an oven in the imange?", "label": "no"}
+    path.write_text(json.dumps(line) + "\n")
+    result = invoke("pope", "--questions", path, "--images", world.images, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    described = json.loads((tmp_path / "run" / "results.json").read_text())["benchmarks"]["pope-coco_pope_random"]
+    assert described["misspelt"] == 1
+
+
+def test_interruption_keeps_the_work_and_says_how_to_go_on(world: World, fake: FakeModel, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fake.dies_in, fake.error = 3, KeyboardInterrupt
+    words = ["pope", *data(world), "--out", out, "--batch-size", 4]
+    result = invoke(*words)
+    assert result.exit_code == 130
+    assert "Finished answers are kept" in result.stderr
+    assert str(out) in result.stderr
+    assert "Traceback" not in result.output
+    assert (out / "samples.jsonl").read_text().count("\n") == 8
+    fake.dies_in = None
+    assert invoke(*words).exit_code == 0
+    assert invoke("pope", *data(world), "--out", tmp_path / "other").stdout == invoke(*words).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pope", "--images", "."], "--annotations, which is not given"),
+        (["pope", "--annotations", "none.json"], "Add --images"),
+        (["pope", "--annotations", "none.json", "--images", "."], "none.json does not exist"),
+        (["pope", "--annotations", "none.json", "--images", "nowhere"], "Image folder nowhere does not exist"),
+        (["pope", "--questions", "q.json"], "--questions needs the images"),
+        (["pope", "DATA", "--split", "randm"], "Did you mean random"),
+        (["pope", "DATA", "--split", ","], "No POPE split"),
+        (["pope", "DATA", "--scorer", "vdc"], "Unknown scorer"),
+        (["pope", "DATA", "--method", "gredy"], "Did you mean greedy"),
+        (["pope", "DATA", "--method", ""], "No method"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], message: str, world: World, fake: FakeModel, tmp_path: Path) -> None:
+    given = [part for word in words for part in (data(world) if word == "DATA" else [word])]
+    result = invoke(*given, "--out", tmp_path / "run")
+    assert isinstance(result.exception, MmattnError)
+    assert message in str(result.exception)
+    assert "\n" not in str(result.exception)
+    assert fake.calls == 0
+
+
+def test_missing_images_are_told_on_stderr(world: World, fake: FakeModel, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in list(world.images.iterdir())[:8]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    words = ["--annotations", world.instances, "--images", folder, "--out", tmp_path / "run"]
+    result = invoke("chair", *words)
+    assert result.exit_code == 0
+    assert "4 questions could not be asked" in result.stderr
+    assert "No --captions" in result.stderr
