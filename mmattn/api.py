@@ -32,8 +32,8 @@ def load(
     Raises:
         MmattnError: unknown or unsupported model, missing files, no such device, out of memory.
     """
-    model, processor = load_pretrained(name, device, dtype, trust_remote_code, **kwargs)
-    return VLM(model, processor, name)
+    model, processor, presets = load_pretrained(name, device, dtype, trust_remote_code, **kwargs)
+    return VLM(model, processor, name, presets)
 
 
 def wrap(model: PreTrainedModel, processor: Any) -> VLM:

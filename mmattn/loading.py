@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ def load_pretrained(
     dtype: str | torch.dtype | None = None,
     trust_remote_code: bool = False,
     **kwargs: Any,
-) -> tuple[PreTrainedModel, Any]:
-    """The transformers model and processor of `name`, in evaluation mode on its device.
+) -> tuple[PreTrainedModel, Any, dict[str, Any]]:
+    """The transformers model and processor of `name`, in evaluation mode on its device, and its presets.
+
+    Presets are what `mmattn.json` in a local model folder says, such as which head localises best.
 
     Weights come from safetensors only. See `mmattn.load` for the arguments.
 
@@ -48,7 +51,7 @@ def load_pretrained(
         raise MmattnError(
             f"Cannot place {name} on {place} ({_first_line(error)})", "Use dtype='bfloat16' or device_map='auto'."
         ) from error
-    return model.eval(), processor
+    return model.eval(), processor, _presets(Path(source)) if local else {}
 
 
 def _locate(name: str) -> tuple[str, bool]:
@@ -65,6 +68,17 @@ def _locate(name: str) -> tuple[str, bool]:
             f"There is no model {name!r}", f"Bundled: {known}. Or give a local folder, or a hub id like org/name."
         )
     return name, False
+
+
+def _presets(folder: Path) -> dict[str, Any]:
+    path = folder / "mmattn.json"
+    if not path.is_file():
+        return {}
+    try:
+        presets: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MmattnError(f"{path} is not JSON ({error})", "Mend it, or delete it to do without presets.") from error
+    return presets
 
 
 def _device(device: str | None) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -29,13 +29,22 @@ class VLM:
         name: what it was loaded as.
         model, processor: the transformers objects.
         adapter: the bridge for this model family.
+        localisation_head: (layer, head) whose attention points best at things, or None where nobody measured it.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Any, name: str | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        name: str | None = None,
+        presets: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model = model
         self.processor = processor
         self.name = name or str(model.config._name_or_path or type(model).__name__)
         self.adapter = adapter_for(model, processor)
+        head = (presets or {}).get("localisation_head")
+        self.localisation_head: tuple[int, int] | None = (head["layer"], head["head"]) if head else None
 
     def generate(
         self,

@@ -85,7 +85,7 @@ BAD = [
     (["generate", "{folder}/broken.jpg", "-p", "q"], "broken.jpg"),
     (["generate", "{folder}/0.png", "-p", " "], "prompt is empty"),
     (["generate", "{folder}/0.png", "-p", "q", "--method", "vdc"], "Did you mean vcd"),
-    (["generate", "{folder}/0.png", "{folder}/1.png", *"-p a -p b -p c".split()], "2 pictures and 3 prompts"),
+    (["generate", "{folder}/0.png", "{folder}/1.png", "-p", "a", "-p", "b", "-p", "c"], "2 pictures and 3 prompts"),
     (["attend", "{folder}/0.png", "-p", "q", "--rows", "zebra"], "do not stand in the prompt"),
     (["attend", "{folder}/0.png", "-p", "q", "--layer", "9"], "no layer 9"),
     (["attend", "{folder}/0.png", "-p", "q", "--out", "/proc/none/x.png"], "Cannot write"),

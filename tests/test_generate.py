@@ -73,6 +73,14 @@ def test_logits_of_a_padded_batch_equal_single_ones(vlm: mmattn.VLM, pictures: l
     torch.testing.assert_close(scores([0, 1, 2]), torch.cat([scores([i]) for i in range(3)]), atol=1e-4, rtol=1e-4)
 
 
+def test_positions_do_not_count_padding(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    """Rotary embeddings would forgive a shift; learned positions of other families would not."""
+    prepared = vlm.adapter.prepare([mmattn.adapters.Sample((), text) for text in ("a", "abcd")])
+    batch = vlm.adapter.embed(prepared, [[], []])
+    assert batch.mask[0].tolist() == [0, 0, 0] + [1] * len(prepared[0].ids)
+    assert batch.positions[0, 3:].tolist() == list(range(len(prepared[0].ids)))
+
+
 @pytest.mark.parametrize(("method", "branches"), [("greedy", 1), ("vcd", 2)])
 def test_one_decoder_call_per_step(vlm: mmattn.VLM, pictures: list[Any], method: str, branches: int) -> None:
     with decoder_calls(vlm) as calls:

@@ -45,6 +45,16 @@ def _without(folder: Path, target: Path, name: str) -> Path:
     return target
 
 
+def test_presets_of_a_folder_are_read(folder: Path, tmp_path: Path) -> None:
+    assert mmattn.load(str(folder)).localisation_head is None
+    target = _without(folder, tmp_path / "m", "")
+    (target / "mmattn.json").write_text('{"localisation_head": {"layer": 2, "head": 1}}')
+    assert mmattn.load(str(target)).localisation_head == (2, 1)
+    (target / "mmattn.json").write_text("{")
+    with pytest.raises(MmattnError, match="is not JSON"):
+        mmattn.load(str(target))
+
+
 def test_missing_files_are_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MmattnError, match=r"holds no config\.json"):
         mmattn.load(str(_without(folder, tmp_path / "a", "config.json")))
@@ -74,7 +84,7 @@ def test_bad_requests(folder: Path, change: dict[str, Any], message: str) -> Non
 
 
 def test_an_absent_gpu_is_told(folder: Path) -> None:
-    with pytest.raises(MmattnError, match="not available|does not exist"):
+    with pytest.raises(MmattnError, match=r"not available|does not exist"):
         mmattn.load(str(folder), device="cuda:99")
 
 

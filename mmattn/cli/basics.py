@@ -73,8 +73,8 @@ def attend(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")],
     answer: Annotated[str | None, typer.Option(help="Read this answer; by default the model's own.")] = None,
     rows: Annotated[str, typer.Option(help="last, prompt, answer, or words of the prompt.")] = "last",
-    layer: Annotated[list[int] | None, typer.Option(help="Decoder layers; all by default.")] = None,
-    head: Annotated[list[int] | None, typer.Option(help="Heads; all by default.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Decoder layers to average.")] = None,
+    head: Annotated[list[int] | None, typer.Option(help="Heads to average.")] = None,
     smooth: Annotated[bool, typer.Option(help="Interpolate between cells.")] = False,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("attention.png"),
     model: options.Model = "scenes-llava",
@@ -83,7 +83,10 @@ def attend(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a picture of where the model looks, in the pixels of the original image."""
+    """Write a picture of where the model looks, in the pixels of the original image.
+
+    Without --layer and --head: the model's localisation head where one is known, else the mean of all.
+    """
     from mmattn.grounding import save_overlay
     from mmattn.grounding.attention import describe_rows
     from mmattn.images import open_image
@@ -93,6 +96,8 @@ def attend(
     said = answer if answer is not None else vlm.generate(picture, prompt)[0]
     text = said if isinstance(said, str) else said.text
     read = vlm.attend(picture, prompt, said if text else None, rows=rows)
+    if layer is None and head is None and vlm.localisation_head:
+        layer, head = [vlm.localisation_head[0]], [vlm.localisation_head[1]]
     heat = read.heatmap(layers=layer, heads=head, smooth=smooth)
     save_overlay(out, picture, heat, f"{prompt}\n{text}")
     x, y = read.peak(layers=layer, heads=head)
