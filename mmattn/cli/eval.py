@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmattn.cli.options import AsJson, BatchSize, Device, Dtype, Model, Seed, load_model
 from mmattn.errors import MmattnError, unknown
 
 if TYPE_CHECKING:  # these take seconds to import, and --help needs none of them
@@ -20,26 +21,20 @@ app = typer.Typer(no_args_is_help=True, help="Measure hallucination: POPE, CHAIR
 
 INTERRUPTED = 130
 
-Model = Annotated[str, typer.Option(help="Bundled name, local folder or hub id.")]
-Method = Annotated[str, typer.Option(help="Comma-separated methods; the first is what the others are compared with.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default the GPU if there is one.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Questions at once; changes speed, never numbers.")]
-Seed = Annotated[int, typer.Option(help="Draws images, questions and a method's noise.")]
+Methods = Annotated[str, typer.Option("--method", help="Comma-separated; the others are compared with the first.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; a run that was cut off continues there.")]
 Length = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")]
 Annotations = Annotated[Path | None, typer.Option(help="COCO-format instances; by default the bundled scenes.")]
 References = Annotated[Path | None, typer.Option("--captions", help="COCO-format reference captions.")]
 Images = Annotated[Path | None, typer.Option(help="Folder of the images that --annotations names.")]
-Json = Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the answers in the run folder and start over.")]
 
 
 @app.command()
 def pope(
     model: Model = "scenes-llava",
-    method: Method = "greedy",
+    method: Methods = "greedy",
     device: Device = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 16,
@@ -54,7 +49,7 @@ def pope(
     ),
     questions: Annotated[Path | None, typer.Option(help="Published POPE file to ask instead (JSON lines).")] = None,
     scorer: Annotated[str, typer.Option(help="Rule that reads yes or no from an answer.")] = "official",
-    as_json: Json = False,
+    as_json: AsJson = False,
     fresh: Fresh = False,
 ) -> None:
     """POPE: yes/no questions about objects that are there and objects that are not."""
@@ -72,7 +67,7 @@ def pope(
 @app.command()
 def chair(
     model: Model = "scenes-llava",
-    method: Method = "greedy",
+    method: Methods = "greedy",
     device: Device = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 16,
@@ -84,7 +79,7 @@ def chair(
     captions: References = None,
     images: Images = None,
     prompt: Annotated[str | None, typer.Option(help="What the model is asked for; a description by default.")] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
     fresh: Fresh = False,
 ) -> None:
     """CHAIR: objects in a caption that are not in the image, beside recall, F1 and length."""
@@ -100,7 +95,7 @@ def chair(
 @app.command(name="all")
 def everything(
     model: Model = "scenes-llava",
-    method: Method = "greedy,vcd",
+    method: Methods = "greedy,vcd",
     device: Device = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 16,
@@ -112,7 +107,7 @@ def everything(
     annotations: Annotations = None,
     captions: References = None,
     images: Images = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
     fresh: Fresh = False,
 ) -> None:
     """The three splits of POPE and CHAIR, several methods side by side, and a picture of one question."""
@@ -236,9 +231,7 @@ def _evaluate(job: Job, asked: list[Benchmark], out: Path) -> dict[str, Any]:
     from mmattn.eval.runner import evaluate, label_methods
 
     methods = list(label_methods(split_methods(job.method)).values())
-    import mmattn
-
-    model = mmattn.load(job.model, device=job.device, dtype=job.dtype)
+    model = load_model(job.model, job.device, job.dtype)
     results = evaluate(
         model, asked, methods, out, batch_size=job.batch_size, seed=job.seed, progress=not job.as_json, fresh=job.fresh
     )

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-import mmattn
 from mmattn.cli import eval as command
 from mmattn.errors import MmattnError
 from tests.eval.fakes import FakeModel, World
@@ -21,11 +19,7 @@ APP.add_typer(command.app, name="eval")
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     model = FakeModel()
 
-    def load(name: str, **options: Any) -> FakeModel:
-        assert options.keys() == {"device", "dtype"}
-        return model
-
-    monkeypatch.setattr(mmattn, "load", load)
+    monkeypatch.setattr(command, "load_model", lambda name, device, dtype: model)
     return model
 
 

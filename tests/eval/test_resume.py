@@ -1,0 +1,150 @@
+"""Runs that are cut off, and folders that are not what they should be."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmattn.errors import MmattnError
+from mmattn.eval.store import RunFolder
+from tests.eval.fakes import FakeModel, Killed, Spoken, World
+from tests.eval.runs import answers, benchmarks, numbers, run
+
+
+def test_resume_after_a_cut_at_every_byte_of_the_last_lines(world: World, undisturbed: Path, tmp_path: Path) -> None:
+    whole = (undisturbed / "samples.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    start = len(whole) - len(lines[-1]) - len(lines[-2])
+    expected = json.loads((undisturbed / "results.json").read_text())
+    cuts = [0, 1, len(lines[0]) - 1, len(lines[0]), len(lines[0]) + 5, *range(start, len(whole), 97), len(whole) - 1]
+    for cut in cuts:
+        out = tmp_path / str(cut)
+        out.mkdir()
+        (out / "run.json").write_bytes((undisturbed / "run.json").read_bytes())
+        (out / "samples.jsonl").write_bytes(whole[:cut])
+        assert numbers(run(world, out)) == numbers(expected), cut
+        assert answers(out) == answers(undisturbed), cut
+
+
+def test_resume_after_a_death_in_every_call(world: World, undisturbed: Path, tmp_path: Path) -> None:
+    counter = FakeModel()
+    run(world, tmp_path / "count", counter)
+    for call in range(1, counter.calls + 1):
+        out = tmp_path / str(call)
+        with pytest.raises(Killed):
+            run(world, out, FakeModel(dies_in=call))
+        assert not (out / "results.json").exists()
+        run(world, out)
+        assert answers(out) == answers(undisturbed), call
+
+
+def test_a_run_that_dies_again_and_again(world: World, undisturbed: Path, tmp_path: Path) -> None:
+    """One batch of progress each time must be enough."""
+    deaths = 0
+    while not (tmp_path / "run" / "results.json").exists():
+        try:
+            run(world, tmp_path / "run", FakeModel(dies_in=2))
+        except Killed:
+            deaths += 1
+        assert deaths < 50
+    assert deaths > 10
+    assert answers(tmp_path / "run") == answers(undisturbed)
+
+
+class SlowModel(FakeModel):
+    def generate(self, *args: Any, **options: Any) -> list[Spoken]:
+        time.sleep(0.01)
+        return super().generate(*args, **options)
+
+
+def _slow_run(world: World, out: Path) -> None:
+    run(world, out, SlowModel(), batch_size=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_resume_after_sigkill(world: World, undisturbed: Path, tmp_path: Path) -> None:
+    """A real kill of a real process, at moments that no exception handler sees."""
+    out, samples = tmp_path / "run", tmp_path / "run" / "samples.jsonl"
+    total = len(answers(undisturbed))
+    for lines in (5, 23, 48):
+        child = multiprocessing.get_context("fork").Process(target=_slow_run, args=(world, out))
+        child.start()
+        while child.is_alive() and (not samples.exists() or samples.read_bytes().count(b"\n") < lines):
+            time.sleep(0.002)
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        assert lines <= samples.read_bytes().count(b"\n") < total, "killed in the middle"
+    run(world, out)
+    assert answers(out) == answers(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"model": FakeModel(name="other")}, 'model.model: "fake" there, "other" now'),
+        ({"limit": 2}, "benchmarks.pope-random"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused(
+    change: dict[str, Any], message: str, world: World, undisturbed: Path
+) -> None:
+    if "limit" in change:
+        change = {"asked": benchmarks(world, change["limit"])}
+    before = (undisturbed / "samples.jsonl").read_bytes()
+    with pytest.raises(MmattnError, match=message) as caught:
+        run(world, undisturbed, **change)
+    assert "--out" in caught.value.remedy
+    assert "--fresh" in caught.value.remedy
+    assert (undisturbed / "samples.jsonl").read_bytes() == before
+
+
+def test_fresh_forgets(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(world, out)
+    model = FakeModel()
+    run(world, out, model, seed=1, fresh=True)
+    assert model.calls > 0
+    assert json.loads((out / "results.json").read_text())["seed"] == 1
+
+
+def test_damage_in_the_middle_is_an_error(world: World, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "run.json").write_bytes((undisturbed / "run.json").read_bytes())
+    lines = (undisturbed / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "samples.jsonl").write_bytes(b"".join([lines[0], b'{"half": \n', *lines[1:]]))
+    with pytest.raises(MmattnError, match="line 2 is damaged"):
+        run(world, out)
+    (out / "samples.jsonl").write_bytes(b"".join([*lines, lines[4]]))
+    with pytest.raises(MmattnError, match="repeats pope-random greedy 5"):
+        run(world, out)
+    (out / "run.json").unlink()
+    with pytest.raises(MmattnError, match=r"no run\.json"):
+        run(world, out)
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    with (
+        RunFolder(tmp_path / "run", {}, None),
+        pytest.raises(MmattnError, match="Another run is writing"),
+        RunFolder(tmp_path / "run", {}, None),
+    ):
+        pass
+    with RunFolder(tmp_path / "run", {}, None):
+        pass  # released
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MmattnError, match="Cannot write to the run folder"), RunFolder(tmp_path / "file", {}, None):
+        pass
