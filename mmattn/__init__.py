@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from mmattn.decoding import VCD, Generation, Method, methods
     from mmattn.errors import MmattnError
     from mmattn.grounding import Attention
+    from mmattn.images import open_image
     from mmattn.vlm import VLM
 
 __version__ = "0.1.0"
 
-__all__ = ["VCD", "VLM", "Attention", "Generation", "Method", "MmattnError", "load", "methods", "wrap"]
+__all__ = ["VCD", "VLM", "Attention", "Generation", "Method", "MmattnError", "load", "methods", "open_image", "wrap"]
 
 _HOME = {
     "VCD": "mmattn.decoding",
@@ -25,6 +26,7 @@ _HOME = {
     "MmattnError": "mmattn.errors",
     "load": "mmattn.api",
     "methods": "mmattn.decoding",
+    "open_image": "mmattn.images",
     "wrap": "mmattn.api",
 }
 

@@ -69,14 +69,9 @@ class Attention:
         A pixel holds the weight of the cell that covers it (bilinear between cell centres if `smooth`), summed over
         views; 0 where the processor cut the picture away.
         """
-        layout = self.layout.images[image] if 0 <= image < len(self.layout.images) else None
-        maps = [
-            view.to_image(grid, layout.size, smooth)
-            for layout in ([layout] if layout else [])
-            for view, grid in zip(layout.views, self.grids(image, layers, heads, rows), strict=True)
-        ]
-        if not maps:
-            self.grids(image)  # raises the readable error
+        grids = self.grids(image, layers, heads, rows)
+        shown = self.layout.images[image]
+        maps = [view.to_image(grid, shown.size, smooth) for view, grid in zip(shown.views, grids, strict=True)]
         total: NDArray[np.float32] = np.sum(maps, axis=0, dtype=np.float32)
         return total
 
