@@ -118,6 +118,9 @@ def test_keys_name_the_random_streams(vlm: mmattn.VLM, pictures: list[Any]) -> N
     alone = vlm.generate(pictures[0], ["q"], keys=["b"], **settings)[0]
     assert vlm.generate(pictures[0], ["q", "q"], keys=["a", "b"], **settings) == [same[0], alone]
     assert alone != same[0]
+    noised: dict[str, Any] = {"method": VCD(3, 0, 999), "max_new_tokens": 6}
+    both = vlm.generate(pictures[:2], ["q", "q"], keys=["a", "a"], **noised)
+    assert both == [vlm.generate(one, ["q"], keys=["a"], **noised)[0] for one in pictures[:2]]
 
 
 def test_stop_tokens_end_an_answer(vlm: mmattn.VLM, pictures: list[Any]) -> None:

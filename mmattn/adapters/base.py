@@ -43,8 +43,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Pixels:
-    """One picture as the vision tower wants it: normalised values without a batch axis, plus family extras."""
+    """One picture as the vision tower wants it.
 
+    Attributes:
+        key: names everything that the features depend on; equal keys are encoded once.
+        values: normalised, without a batch axis.
+    """
+
+    key: str
     values: torch.Tensor
 
 

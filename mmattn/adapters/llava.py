@@ -45,7 +45,7 @@ class LlavaAdapter(Adapter):
         pixels: dict[str, Pixels] = {}
         if distinct:
             values = self.processor.image_processor(images=list(distinct.values()), return_tensors="pt")["pixel_values"]
-            pixels = {key: Pixels(value) for key, value in zip(distinct, values, strict=True)}
+            pixels = {key: Pixels(key, value) for key, value in zip(distinct, values, strict=True)}
         return [self._prepare_one(sample, tuple(pixels[key] for key in sample.image_keys)) for sample in samples]
 
     def _prepare_one(self, sample: Sample, pixels: tuple[Pixels, ...]) -> Prepared:

@@ -5,7 +5,7 @@ B samples, K branches of the method, V vocabulary; rows are ordered sample by sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -98,27 +98,29 @@ def _decode_batch(adapter: Adapter, requests: Sequence[Request], options: Option
 
 def _embed_branches(adapter: Adapter, requests: Sequence[Request], options: Options) -> Embedded:
     """One left-padded batch with the rows of all branches; equal pictures are encoded once."""
-    branches = options.method.branches()
-    pictures: dict[tuple[str, ...], Pixels] = {}
-    rows: list[Prepared] = []
-    wanted: list[list[tuple[str, ...]]] = []
-    for request in requests:
-        plain = list(zip(request.sample.image_keys, request.prepared.pixels, strict=True))
-        rows.append(request.prepared)
-        wanted.append([(key,) for key, _ in plain])
-        pictures.update({(key,): pixels for key, pixels in plain})
-        for branch in branches:
-            if branch.pixels is None:
-                keys: list[tuple[str, ...]] = [(key,) for key, _ in plain]
-            else:
-                generator = stream(options.seed, f"branch {branch.name}", request.key)
-                keys = [(key, branch.name, request.key, str(place)) for place, (key, _) in enumerate(plain)]
-                changed = [replace(one, values=branch.pixels(one.values, generator)) for _, one in plain]
-                pictures.update(zip(keys, changed, strict=True))
-            rows.append(request.prepared)
-            wanted.append(keys)
+    rows = [
+        (request.prepared, pixels)
+        for request in requests
+        for pixels in (request.prepared.pixels, *_branch_pixels(request, options))
+    ]
+    pictures = {one.key: one for _, pixels in rows for one in pixels}
     encoded = dict(zip(pictures, adapter.encode(list(pictures.values())), strict=True)) if pictures else {}
-    return adapter.embed(rows, [[encoded[key] for key in keys] for keys in wanted])
+    return adapter.embed([row for row, _ in rows], [[encoded[one.key] for one in pixels] for _, pixels in rows])
+
+
+def _branch_pixels(request: Request, options: Options) -> Iterator[tuple[Pixels, ...]]:
+    """The pictures of each extra branch; changed ones get keys of their own."""
+    for branch in options.method.branches():
+        if branch.pixels is None:
+            yield request.prepared.pixels
+            continue
+        generator = stream(options.seed, f"branch {branch.name}", request.key)
+        yield tuple(
+            replace(
+                one, key=f"{one.key} {branch.name} {request.key} {place}", values=branch.pixels(one.values, generator)
+            )
+            for place, one in enumerate(request.prepared.pixels)
+        )
 
 
 def _loop(adapter: Adapter, batch: Embedded, requests: Sequence[Request], options: Options) -> torch.Tensor:
