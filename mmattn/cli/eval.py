@@ -221,7 +221,7 @@ def _run(kind: str, job: Job, benchmarks: Callable[[], list[Benchmark]]) -> None
         asked = benchmarks()
         results = _evaluate(job, asked, out)
     except KeyboardInterrupt:
-        typer.echo(f"\nStopped. Finished answers are kept in {out}; run the same command again to continue.", err=True)
+        typer.echo(f"Stopped. Finished answers are kept in {out}; run the same command again to continue.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     _print(results, out, job.as_json)
 
@@ -252,8 +252,12 @@ def _draw(model: Any, asked: list[Benchmark], method: str, out: Path) -> None:
     from mmattn.eval.store import read_records
 
     chosen = choose(asked, read_records(out / "samples.jsonl")[0], method)
-    if chosen is not None:
+    if chosen is None:
+        return
+    try:
         draw(model, *chosen, out / "picture.png")
+    except MmattnError as error:  # the numbers are what was asked for; do not lose them over an illustration
+        typer.echo(f"No picture: {error}", err=True)
 
 
 def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:

@@ -43,7 +43,7 @@ def draw(model: Any, item: Item, record: Record, path: Path, heatmap: Mapping[st
     image = open_image(item.path)
     attention = model.attend(image, item.prompt)
     title = f"{item.prompt} {record.answer}"
-    save_overlay(path, image, attention.heatmap(**(heatmap or {})), title=title)
+    save_overlay(path, image, attention.heatmap(**(heatmap or {})), title=title, boxes=item.meta.get("boxes", ()))
     return path
 
 

@@ -135,7 +135,7 @@ def read(path: Path) -> list[Question]:
     questions: list[Question] = []
     seen: dict[int, int] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise MmattnError(f"{path} is not UTF-8 text ({error})", "Download the file again.") from error
     for number, line in enumerate(lines, 1):

@@ -60,7 +60,7 @@ def table(results: Mapping[str, Any]) -> Table:
     """A rich table."""
     grid = Table(box=box.SIMPLE_HEAD, caption=caption(results), caption_justify="left")
     for index, title in enumerate(header(results)):
-        grid.add_column(title, justify="left" if index == 0 else "right", no_wrap=True)
+        grid.add_column(title, justify="left" if index == 0 else "right")
     for section in sections(results):
         grid.add_row(f"[bold]{section.title}[/bold]")
         for row in section.rows:
@@ -82,7 +82,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 def caption(results: Mapping[str, Any]) -> str:
     """How to read the numbers."""
     level = round(100 * results["bootstrap"]["level"])
-    return f"Rates in percent; in brackets the {level} % bootstrap interval over images."
+    return f"Rates in percent, differences in points; in brackets the {level} % bootstrap interval over images."
 
 
 def failures(results: Mapping[str, Any]) -> str:
@@ -95,13 +95,18 @@ def failures(results: Mapping[str, Any]) -> str:
     ]
     if not reasons:
         return ""
-    return f"{len(reasons)} questions could not be asked and are not in the metrics; the first: {reasons[0]}"
+    asked = _count(len(reasons), "question")
+    return f"{asked} could not be asked, left out of the metrics; the first: {reasons[0]}"
 
 
 def _title(name: str, results: Mapping[str, Any]) -> str:
     values = results["benchmarks"][name]
-    questions = f", {values['questions']} questions" if "questions" in values else ""
-    return f"{name} ({values.get('images', '?')} images{questions})"
+    sizes = [_count(values[what], what.removesuffix("s")) for what in ("images", "questions") if what in values]
+    return f"{name} ({', '.join(sizes)})" if sizes else name
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _cell(metric: str, estimate: Mapping[str, float | None] | None, sign: bool = False) -> str:

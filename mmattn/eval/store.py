@@ -18,6 +18,8 @@ from typing import IO, Any
 from mmattn.errors import MmattnError
 from mmattn.eval.types import Record
 
+# Characters that many programs take for the end of a line; inside JSON they can only be part of a text.
+_BREAKS = {number: f"\\u{number:04x}" for number in (0x85, 0x2028, 0x2029)}
 _OTHER = "Choose another folder with --out, or start this one over with --fresh."
 
 
@@ -112,7 +114,7 @@ class RunFolder:
 def write_atomic(path: Path, text: str) -> Path:
     """Write through a temporary file in the same folder and a rename."""
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="utf-8") as handle:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as handle:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
@@ -158,7 +160,8 @@ def _recover(path: Path) -> list[Record]:
 
 
 def _line(record: Record) -> bytes:
-    return json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False).translate(_BREAKS)
+    return text.encode(errors="backslashreplace") + b"\n"  # half a surrogate pair has no UTF-8, but has an escape
 
 
 def _pretty(values: Mapping[str, Any]) -> str:

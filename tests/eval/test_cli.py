@@ -48,7 +48,7 @@ def test_all_writes_the_whole_run_folder(world: World, fake: FakeModel, tmp_path
     for name in ("results.json", "samples.jsonl", "picture.png", "table.md", "run.json"):
         assert (out / name).stat().st_size > 0, name
     assert "vcd - greedy" in result.stdout
-    assert "chair (1 images)" in result.stdout
+    assert "chair (1 image)" in result.stdout
     calls = fake.calls
     assert invoke("all", *words).stdout == result.stdout
     assert fake.calls == calls, "a finished run is shown, not repeated"
@@ -107,6 +107,19 @@ def test_mistakes_are_one_line(words: list[str], message: str, world: World, fak
     assert message in str(result.exception)
     assert "\n" not in str(result.exception)
     assert fake.calls == 0
+
+
+def test_numbers_are_not_lost_over_the_picture(
+    world: World, fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attend(*_: object) -> None:
+        raise MmattnError("Cannot look", "Look away.")
+
+    monkeypatch.setattr(fake, "attend", attend)
+    result = invoke("pope", *data(world), "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    assert "accuracy" in result.stdout
+    assert "No picture: Cannot look" in result.stderr
 
 
 def test_missing_images_are_told_on_stderr(world: World, fake: FakeModel, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from mmattn.errors import MmattnError
-from mmattn.eval.store import RunFolder
+from mmattn.eval.store import RunFolder, read_records
+from mmattn.eval.types import Record
 from tests.eval.fakes import FakeModel, Killed, Spoken, World
 from tests.eval.runs import answers, benchmarks, numbers, run
 
@@ -131,6 +132,15 @@ def test_damage_in_the_middle_is_an_error(world: World, undisturbed: Path, tmp_p
     (out / "run.json").unlink()
     with pytest.raises(MmattnError, match=r"no run\.json"):
         run(world, out)
+
+
+def test_any_answer_is_one_line(tmp_path: Path) -> None:
+    texts = ["two\nlines\r\n", "\x85 \u2028 \u2029 \x0c", "图片 😀", "half \ud83d", '"quoted" \\', "\x00"]
+    records = [Record("b", "m", str(n), "i.png", "p", "done", answer=text) for n, text in enumerate(texts)]
+    with RunFolder(tmp_path, {}, None) as folder:
+        folder.append(records)
+    assert len((tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()) == len(texts)
+    assert read_records(tmp_path / "samples.jsonl")[0] == records
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
