@@ -16,8 +16,8 @@ _TITLES = {
     "f1": "F1",
     "yes_ratio": "yes ratio",
     "false_yes_rate": "false-yes rate",
-    "chair_i": "CHAIR_i (lower is better)",
-    "chair_s": "CHAIR_s (lower is better)",
+    "chair_i": "CHAIR_i",
+    "chair_s": "CHAIR_s",
     "length": "length in words",
 }
 _ABSOLUTE = {"length"}  # everything else is a rate, shown in percent
@@ -82,7 +82,10 @@ def markdown(results: Mapping[str, Any]) -> str:
 def caption(results: Mapping[str, Any]) -> str:
     """How to read the numbers."""
     level = round(100 * results["bootstrap"]["level"])
-    return f"Rates in percent, differences in points; in brackets the {level} % bootstrap interval over images."
+    return (
+        f"Rates in percent, differences in points; in brackets the {level} % bootstrap interval over images. "
+        "Lower is better for CHAIR_i, CHAIR_s and the false-yes rate."
+    )
 
 
 def failures(results: Mapping[str, Any]) -> str:
@@ -117,7 +120,7 @@ def _cell(metric: str, estimate: Mapping[str, float | None] | None, sign: bool =
     text = form.format(scale * estimate["value"])
     if estimate["low"] is None or estimate["high"] is None:
         return text
-    return f"{text} ({form.format(scale * estimate['low'])} to {form.format(scale * estimate['high'])})"
+    return f"{text} ({form.format(scale * estimate['low'])}..{form.format(scale * estimate['high'])})"
 
 
 def _row(cells: Sequence[str]) -> str:
