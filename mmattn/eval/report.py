@@ -8,6 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 _TITLES = {
     "accuracy": "accuracy",
@@ -62,7 +63,7 @@ def table(results: Mapping[str, Any]) -> Table:
     for index, title in enumerate(header(results)):
         grid.add_column(title, justify="left" if index == 0 else "right")
     for section in sections(results):
-        grid.add_row(f"[bold]{section.title}[/bold]")
+        grid.add_row(Text(section.title, style="bold"))
         for row in section.rows:
             grid.add_row("  " + row[0], *row[1:])
         grid.add_section()
