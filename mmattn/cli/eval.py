@@ -254,8 +254,9 @@ def _draw(model: Any, asked: list[Benchmark], method: str, out: Path) -> None:
     chosen = choose(asked, read_records(out / "samples.jsonl")[0], method)
     if chosen is None:
         return
+    head = getattr(model, "localisation_head", None)
     try:
-        draw(model, *chosen, out / "picture.png")
+        draw(model, *chosen, out / "picture.png", {"layers": head[0], "heads": head[1]} if head else None)
     except MmattnError as error:  # the numbers are what was asked for; do not lose them over an illustration
         typer.echo(f"No picture: {error}", err=True)
 

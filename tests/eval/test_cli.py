@@ -54,6 +54,17 @@ def test_all_writes_the_whole_run_folder(world: World, fake: FakeModel, tmp_path
     assert fake.calls == calls, "a finished run is shown, not repeated"
 
 
+def test_the_picture_uses_the_localisation_head_where_one_is_known(
+    world: World, fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps: list[object] = []
+    monkeypatch.setattr("mmattn.eval.picture.draw", lambda *arguments: maps.append(arguments[-1]))
+    invoke("all", *data(world), "--limit", 2, "--out", tmp_path / "a")
+    fake.localisation_head = (4, 0)  # type: ignore[attr-defined]
+    invoke("all", *data(world), "--limit", 2, "--out", tmp_path / "b")
+    assert maps == [None, {"layers": 4, "heads": 0}]
+
+
 def test_json_is_all_there_is_on_stdout(world: World, fake: FakeModel, tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = invoke("chair", *data(world), "--captions", world.captions, "--out", out, "--json")
