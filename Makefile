@@ -3,11 +3,12 @@
 
 PYTHON ?= python3
 MODEL ?= scenes-llava
-OUT ?= runs/$(MODEL)
+LIMIT ?= 100
+OUT ?= runs/$(MODEL)-$(LIMIT)
 READY := .venv/.ready
 
 run: $(READY)
-	.venv/bin/mmattn eval all --model $(MODEL) --out $(OUT)
+	.venv/bin/mmattn eval all --model $(MODEL) --limit $(LIMIT) --out $(OUT)
 
 test: $(READY)
 	.venv/bin/ruff check .
