@@ -14,7 +14,7 @@ from PIL import Image
 import mmattn
 from mmattn.adapters import Sample
 from mmattn.adapters.layout import Affine, View
-from mmattn.adapters.llava import image_starts
+from mmattn.adapters.text import image_starts
 from mmattn.errors import MmattnError
 from tests.tiny import tiny_llava
 

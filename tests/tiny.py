@@ -12,8 +12,24 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<image>"]
@@ -87,3 +103,126 @@ def tiny_llava(
         chat_template=template,
     )
     return model, processor
+
+
+def _text(vocabulary: int, kv_heads: int = 2, spread: float = 0.25) -> dict[str, Any]:
+    """Settings that every tiny decoder shares."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "initializer_range": spread,
+    }
+
+
+def tiny_llava_next(spread: float = 0.25) -> tuple[Any, Any]:
+    """Tiles of 56 pixels, up to 2 x 2 or 1 x 3 of them."""
+    torch.manual_seed(2)
+    tokenizer = byte_tokenizer()
+    pinpoints = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14
+    )
+    config = LlavaNextConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**_text(len(tokenizer), spread=spread)),
+        image_token_index=3,
+        image_grid_pinpoints=pinpoints,
+    )
+    images = LlavaNextImageProcessor(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=pinpoints
+    )
+    processor = LlavaNextProcessor(
+        images,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    return LlavaNextForConditionalGeneration(config).eval(), processor
+
+
+QWEN = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+QWEN_TEMPLATE = (
+    "{% for message in messages %}{{ '<|user|>' }}{% for part in message['content'] %}"
+    "{{ '<|vision_start|><|image_pad|><|vision_end|>' if part['type'] == 'image' else part['text'] }}"
+    "{% endfor %}{% endfor %}{{ '<|assistant|>' }}"
+)
+
+
+def _qwen_parts(patch: int) -> tuple[Any, dict[str, int], Any]:
+    """Tokenizer, ids of its vision tokens, and processor."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", *QWEN]})
+    start, end, image, video = tokenizer.convert_tokens_to_ids(QWEN)
+    ids = {"vision_start_token_id": start, "vision_end_token_id": end, "image_token_id": image, "video_token_id": video}
+    side = 2 * patch
+    size = {"shortest_edge": 4 * side * side, "longest_edge": 16 * side * side}
+    images = Qwen2VLImageProcessor(patch_size=patch, size=size)
+    return tokenizer, ids, images
+
+
+def tiny_qwen2_5(spread: float = 0.25) -> tuple[Any, Any]:
+    """Patch 14, windows of 4 x 4 patches, one full layer."""
+    torch.manual_seed(3)
+    tokenizer, ids, images = _qwen_parts(14)
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14, "window_size": 56,
+        "fullatt_block_indexes": [1], "out_hidden_size": 48, "spatial_merge_size": 2, "initializer_range": 0.2,
+    }  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]}
+    text = {**_text(len(tokenizer), spread=spread), "rope_parameters": rope}
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)).eval()
+    processor = Qwen2_5_VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(), chat_template=QWEN_TEMPLATE)
+    model.generation_config.eos_token_id = 2
+    return model, processor
+
+
+def tiny_qwen2(spread: float = 0.25) -> tuple[Any, Any]:
+    """The oldest of the three."""
+    torch.manual_seed(4)
+    tokenizer, ids, images = _qwen_parts(14)
+    vision = {
+        "depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "patch_size": 14, "mlp_ratio": 2,
+        "spatial_merge_size": 2, "initializer_range": 0.2,
+    }  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]}
+    text = {**_text(len(tokenizer), spread=spread), "rope_parameters": rope}
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids)).eval()
+    processor = Qwen2VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(), chat_template=QWEN_TEMPLATE)
+    model.generation_config.eos_token_id = 2
+    return model, processor
+
+
+def tiny_qwen3(spread: float = 0.25) -> tuple[Any, Any]:
+    """Patch 16, features of an earlier vision layer added to the decoder (DeepStack)."""
+    torch.manual_seed(5)
+    tokenizer, ids, images = _qwen_parts(16)
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 16,
+        "out_hidden_size": 48, "spatial_merge_size": 2, "deepstack_visual_indexes": [0], "num_position_embeddings": 64,
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2], "mrope_interleaved": True}
+    text = {**_text(len(tokenizer), spread=spread), "rope_parameters": rope, "head_dim": 12}
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **ids)).eval()
+    processor = Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=QWEN_TEMPLATE)
+    model.generation_config.eos_token_id = 2
+    return model, processor
+
+
+FAMILIES = {
+    "llava": tiny_llava,
+    "llava-next": tiny_llava_next,
+    "qwen2-vl": tiny_qwen2,
+    "qwen2.5-vl": tiny_qwen2_5,
+    "qwen3-vl": tiny_qwen3,
+}

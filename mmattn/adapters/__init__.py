@@ -6,12 +6,15 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from mmattn.adapters.base import Adapter, Embedded, Pixels, Prepared, Sample
+from mmattn.adapters.base import Adapter, Embedded, Pixels, Prepared
 from mmattn.adapters.layout import Affine, ImageLayout, Layout, View
 from mmattn.adapters.llava import LlavaAdapter
+from mmattn.adapters.llava_next import LlavaNextAdapter
+from mmattn.adapters.qwen_vl import QwenVLAdapter
+from mmattn.adapters.sample import Sample
 from mmattn.errors import MmattnError
 
-ADAPTERS: tuple[type[Adapter], ...] = (LlavaAdapter,)
+ADAPTERS: tuple[type[Adapter], ...] = (LlavaAdapter, LlavaNextAdapter, QwenVLAdapter)
 
 __all__ = [
     "ADAPTERS",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -15,30 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from mmattn.adapters.layout import Layout
+from mmattn.adapters.layout import ImageLayout, Layout, View
+from mmattn.adapters.sample import Sample
+from mmattn.adapters.text import image_starts, render, tokenise
 from mmattn.attention import RowCapture, Session
 from mmattn.errors import MmattnError
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One request: upright RGB pictures, the user's words, and perhaps an answer to read with teacher forcing.
-
-    Attributes:
-        answer: text, or the exact token ids of an earlier generation.
-    """
-
-    images: tuple[Image.Image, ...]
-    prompt: str
-    answer: str | tuple[int, ...] | None = None
-
-    @cached_property
-    def image_keys(self) -> tuple[str, ...]:
-        """A content hash of each picture: equal pictures are encoded once, and seeds do not depend on order."""
-        return tuple(
-            hashlib.sha256(repr((picture.size, picture.mode)).encode() + picture.tobytes()).hexdigest()
-            for picture in self.images
-        )
 
 
 @dataclass(frozen=True)
@@ -48,10 +27,14 @@ class Pixels:
     Attributes:
         key: names everything that the features depend on; equal keys are encoded once.
         values: normalised, without a batch axis.
+        size: (W, H) of the original.
+        grid: (frames, rows, columns) of patches, where the family needs it.
     """
 
     key: str
     values: torch.Tensor
+    size: tuple[int, int]
+    grid: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,11 +55,18 @@ class Prepared:
 
 @dataclass
 class Embedded:
-    """A left-padded batch for the decoder: embeddings (B, T, D), mask (B, T) and positions (B, T)."""
+    """A left-padded batch for the decoder.
+
+    Attributes:
+        embeds: (B, T, D). mask: (B, T), 1 on real tokens.
+        positions: (B, T), or (3, B, T) where the family counts time, height and width apart.
+        extra: what else this call needs; gone after the prefill.
+    """
 
     embeds: torch.Tensor
     mask: torch.Tensor
     positions: torch.Tensor
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Adapter(ABC):
@@ -91,22 +81,45 @@ class Adapter(ABC):
         self.processor = processor
 
     @abstractmethod
-    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        """Tokenise samples and preprocess their pictures (on the CPU)."""
+    def preprocess(self, pictures: Mapping[str, Image.Image]) -> list[Pixels]:
+        """The processor's work on pictures by key (on the CPU)."""
+
+    @abstractmethod
+    def views(self, pixels: Pixels) -> tuple[int, tuple[View, ...]]:
+        """How many image tokens a picture takes, and its grids, counted from its first token."""
 
     @abstractmethod
     def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
-        """Vision features of each picture as the decoder sees them: (image tokens, D)."""
+        """Vision features of each picture as `embed` wants them: (image tokens, D or a multiple of it)."""
 
     @property
-    @abstractmethod
     def decoder(self) -> nn.Module:
         """The stack of decoder layers, called with embeddings."""
+        decoder: nn.Module = self.model.model.language_model
+        return decoder
 
     @property
-    @abstractmethod
     def attention_layers(self) -> list[nn.Module]:
         """The decoder's attention modules, in order."""
+        return [layer.self_attn for layer in self.model.model.language_model.layers]
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
+        """Tokenise samples and preprocess their pictures, equal ones once (on the CPU)."""
+        distinct = {key: img for one in samples for key, img in zip(one.image_keys, one.images, strict=True)}
+        pixels = {one.key: one for one in self.preprocess(distinct)} if distinct else {}
+        return [self._prepare_one(sample, tuple(pixels[key] for key in sample.image_keys)) for sample in samples]
+
+    def _prepare_one(self, sample: Sample, pixels: tuple[Pixels, ...]) -> Prepared:
+        counts, grids = zip(*map(self.views, pixels), strict=True) if pixels else ((), ())
+        token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        text = render(self.processor, sample, token, counts)
+        ids, offsets, prompt_length = tokenise(self.tokenizer, text, sample.answer)
+        starts = image_starts(ids[:prompt_length], self.image_token_id, counts)
+        images = tuple(
+            ImageLayout(one.size, range(start, start + count), tuple(view.shifted(start) for view in views))
+            for one, start, count, views in zip(pixels, starts, counts, grids, strict=True)
+        )
+        return Prepared(torch.tensor(ids), pixels, Layout(len(ids), prompt_length, images), text, offsets)
 
     @property
     def tokenizer(self) -> Any:
@@ -147,18 +160,28 @@ class Adapter(ABC):
         ids, mask, places = ids.to(self.device), mask.to(self.device), places.to(self.device)
         embeds = self.model.get_input_embeddings()(ids)
         if flat:  # row-major order of the places is the order of the features: row by row, left to right
-            embeds = embeds.masked_scatter(places[..., None].expand_as(embeds), torch.cat(flat).to(embeds))
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        return Embedded(embeds, mask, positions)
+            # Anything beyond the embeddings' width belongs to `extra`.
+            values = torch.cat(flat)[:, : embeds.shape[-1]].to(embeds)
+            embeds = embeds.masked_scatter(places[..., None].expand_as(embeds), values)
+        return Embedded(embeds, mask, self.positions(rows, mask), self.prefill_extra(flat, places))
 
-    def decode(self, batch: Embedded, cache: Cache) -> torch.Tensor:
-        """One decoder call: hidden states (B, T, D) of the new tokens; `cache` grows by them."""
+    def positions(self, rows: Sequence[Prepared], mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Positions of a left-padded batch; padding does not count."""
+        return (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def prefill_extra(self, features: Sequence[torch.Tensor], places: torch.Tensor) -> dict[str, Any]:  # noqa: ARG002
+        """What else the decoder's prefill needs, from the pictures' features and their places (B, T)."""
+        return {}
+
+    def decode(self, batch: Embedded, cache: Cache | None = None) -> torch.Tensor:
+        """One decoder call: hidden states (B, T, D) of the new tokens; a `cache` grows by them."""
         hidden: torch.Tensor = self.decoder(
             inputs_embeds=batch.embeds,
             attention_mask=batch.mask,
             position_ids=batch.positions,
             past_key_values=cache,
-            use_cache=True,
+            use_cache=cache is not None,
+            **batch.extra,
         ).last_hidden_state
         return hidden
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,22 +31,28 @@ class Affine:
 
 @dataclass(frozen=True)
 class View:
-    """One rectangular grid of image tokens, row-major and consecutive from `start`.
+    """One rectangular grid of image tokens, row-major from `start`.
 
     Attributes:
         start: index of its first token in the unpadded sequence.
         rows, columns: size of the grid.
         to_pixels: from grid coordinates to pixels of the original picture.
+        gap: tokens between the end of a row and the next one (newline tokens).
     """
 
     start: int
     rows: int
     columns: int
     to_pixels: Affine
+    gap: int = 0
 
     @property
-    def tokens(self) -> range:
-        return range(self.start, self.start + self.rows * self.columns)
+    def tokens(self) -> list[int]:
+        starts = [self.start + row * (self.columns + self.gap) for row in range(self.rows)]
+        return [start + column for start in starts for column in range(self.columns)]
+
+    def shifted(self, by: int) -> View:
+        return replace(self, start=self.start + by)
 
     def to_image(self, cells: NDArray[np.float32], size: tuple[int, int], smooth: bool) -> NDArray[np.float32]:
         """Spread `cells` (rows, columns) over a picture of `size` (W, H): (H, W) float32.
@@ -62,14 +68,17 @@ class View:
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """One picture of a prompt: its size (W, H) in original pixels and the views that show it."""
+    """One picture of a prompt.
+
+    Attributes:
+        size: (W, H) in original pixels.
+        tokens: where its image tokens sit in the unpadded sequence, those between rows included.
+        views: the grids that show it.
+    """
 
     size: tuple[int, int]
+    tokens: range
     views: tuple[View, ...]
-
-    @property
-    def tokens(self) -> list[int]:
-        return [token for view in self.views for token in view.tokens]
 
 
 @dataclass(frozen=True)

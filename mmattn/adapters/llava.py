@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from PIL import Image
 from transformers import PreTrainedModel
 
-from mmattn.adapters.base import Adapter, Pixels, Prepared, Sample
-from mmattn.adapters.layout import Affine, ImageLayout, Layout, View
-from mmattn.adapters.text import render, tokenise
+from mmattn.adapters.base import Adapter, Pixels
+from mmattn.adapters.layout import Affine, View
 from mmattn.errors import MmattnError
 
 
@@ -31,37 +30,23 @@ class LlavaAdapter(Adapter):
             )
         self.patch = int(vision.patch_size)
 
-    @property
-    def decoder(self) -> nn.Module:
-        decoder: nn.Module = self.model.model.language_model
-        return decoder
+    def preprocess(self, pictures: Mapping[str, Image.Image]) -> list[Pixels]:
+        values = self.processor.image_processor(images=list(pictures.values()), return_tensors="pt")["pixel_values"]
+        return [Pixels(key, one, pictures[key].size) for key, one in zip(pictures, values, strict=True)]
 
-    @property
-    def attention_layers(self) -> list[nn.Module]:
-        return [layer.self_attn for layer in self.model.model.language_model.layers]
-
-    def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
-        distinct = {key: img for one in samples for key, img in zip(one.image_keys, one.images, strict=True)}
-        pixels: dict[str, Pixels] = {}
-        if distinct:
-            values = self.processor.image_processor(images=list(distinct.values()), return_tensors="pt")["pixel_values"]
-            pixels = {key: Pixels(key, value) for key, value in zip(distinct, values, strict=True)}
-        return [self._prepare_one(sample, tuple(pixels[key] for key in sample.image_keys)) for sample in samples]
-
-    def _prepare_one(self, sample: Sample, pixels: tuple[Pixels, ...]) -> Prepared:
-        grids = [(one.values.shape[-2] // self.patch, one.values.shape[-1] // self.patch) for one in pixels]
-        token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
-        text = render(self.processor, sample, token, [rows * columns for rows, columns in grids])
-        ids, offsets, prompt_length = tokenise(self.tokenizer, text, sample.answer)
-        starts = image_starts(ids[:prompt_length], self.image_token_id, [rows * columns for rows, columns in grids])
-        images = tuple(
-            ImageLayout(image.size, (View(start, *grid, self._to_pixels(image.size)),))
-            for image, grid, start in zip(sample.images, grids, starts, strict=True)
-        )
-        return Prepared(torch.tensor(ids), pixels, Layout(len(ids), prompt_length, images), text, offsets)
+    def views(self, pixels: Pixels) -> tuple[int, tuple[View, ...]]:
+        rows, columns = pixels.values.shape[-2] // self.patch, pixels.values.shape[-1] // self.patch
+        return rows * columns, (View(0, rows, columns, self._to_pixels(pixels.size)),)
 
     def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
         values = torch.stack([picture.values for picture in pictures])
+        self.check_size(values)
+        tower = next(self.model.model.vision_tower.parameters())
+        values = values.to(tower.device, tower.dtype)
+        return list(self.model.get_image_features(pixel_values=values, return_dict=True).pooler_output)
+
+    def check_size(self, values: torch.Tensor) -> None:
+        """Refuse pictures (..., H, W) that the vision tower was not made for."""
         side = self.model.config.vision_config.image_size
         if values.shape[-2:] != (side, side):
             raise MmattnError(
@@ -69,9 +54,6 @@ class LlavaAdapter(Adapter):
                 f"but the vision tower wants {side} x {side}",
                 "Use the processor that belongs to the model.",
             )
-        tower = next(self.model.model.vision_tower.parameters())
-        values = values.to(tower.device, tower.dtype)
-        return list(self.model.get_image_features(pixel_values=values, return_dict=True).pooler_output)
 
     def _to_pixels(self, size: tuple[int, int]) -> Affine:
         """Follow one picture of `size` (W, H) through pad, resize and crop, backwards."""
@@ -106,24 +88,3 @@ def _resized(size: tuple[int, int], target: Any) -> tuple[int, int]:
 def _crop_start(length: int, crop: int) -> int:
     """First pixel kept by a centre crop; negative where the picture is padded up to the crop."""
     return (length - crop) // 2 if length >= crop else -((crop - length) // 2)
-
-
-def image_starts(ids: Sequence[int], token: int, lengths: Sequence[int]) -> list[int]:
-    """Where each picture's run of image tokens begins; the runs must have exactly these lengths.
-
-    Adjacent pictures touch, so runs are told apart by their lengths, in order.
-    """
-    places = [index for index, one in enumerate(ids) if one == token]
-    if len(places) != sum(lengths):
-        raise MmattnError(
-            f"The prompt holds {len(places)} image tokens but its pictures need {sum(lengths)}",
-            "Do not write image placeholders into the prompt; pictures are placed by the chat template.",
-        )
-    starts, seen = [], 0
-    for length in lengths:
-        run = places[seen : seen + length]
-        if run[-1] - run[0] != length - 1:
-            raise MmattnError("The image tokens of one picture are not consecutive", "Check the chat template.")
-        starts.append(run[0])
-        seen += length
-    return starts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmattn.adapters.base import Sample
+from mmattn.adapters.sample import Sample
 from mmattn.errors import MmattnError
 
 # What LLaVA-1.5 was trained on; used when a processor carries no chat template.
@@ -79,3 +79,24 @@ def _answer_ids(tokenizer: Any, text: str, prompt_ids: list[int], answer: str) -
 def _wants_specials(tokenizer: Any, text: str) -> bool:
     """Some chat templates write the beginning-of-sequence token themselves; it must not come twice."""
     return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+
+
+def image_starts(ids: Sequence[int], token: int, lengths: Sequence[int]) -> list[int]:
+    """Where each picture's run of image tokens begins; the runs must have exactly these lengths.
+
+    Adjacent pictures touch, so runs are told apart by their lengths, in order.
+    """
+    places = [index for index, one in enumerate(ids) if one == token]
+    if len(places) != sum(lengths):
+        raise MmattnError(
+            f"The prompt holds {len(places)} image tokens but its pictures need {sum(lengths)}",
+            "Do not write image placeholders into the prompt; pictures are placed by the chat template.",
+        )
+    starts, seen = [], 0
+    for length in lengths:
+        run = places[seen : seen + length]
+        if run[-1] - run[0] != length - 1:
+            raise MmattnError("The image tokens of one picture are not consecutive", "Check the chat template.")
+        starts.append(run[0])
+        seen += length
+    return starts

@@ -97,9 +97,7 @@ def attend(adapter: Adapter, sample: Sample, rows: RowChoice | None, layers: Sel
     with torch.inference_mode(), adapter.session(capture):
         features = [adapter.encode(prepared.pixels)] if prepared.pixels else [[]]
         batch = adapter.embed([prepared], features)
-        adapter.decoder(
-            inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-        )
+        adapter.decode(batch)
     tokens = tuple(adapter.tokenizer.decode([int(prepared.ids[position])]) for position in positions)
     return Attention(capture.stacked()[:, 0], layout, tuple(positions), tokens)
 
