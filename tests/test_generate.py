@@ -172,6 +172,7 @@ BAD = [
     ({"prompts": "see <image> here"}, "placeholder"),
     ({"prompts": ["a", "b"], "images": [None]}, "1 images for 2 prompts"),
     ({"prompts": [3]}, "must be text"),
+    ({"prompts": "x" * 3000}, "3035 tokens with its pictures, the model holds 2048"),
     ({"images": None, "method": "vcd"}, "needs a picture"),
     ({"keys": ["a", "b"]}, "2 keys for 1 prompts"),
     ({"images": "nowhere.png"}, "does not exist"),

@@ -114,6 +114,12 @@ class Adapter(ABC):
         token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
         text = render(self.processor, sample, token, counts)
         ids, offsets, prompt_length = tokenise(self.tokenizer, text, sample.answer)
+        window = self.model.config.get_text_config().max_position_embeddings
+        if len(ids) > window:
+            raise MmattnError(
+                f"The prompt takes {len(ids)} tokens with its pictures, the model holds {window}",
+                "Shorten the prompt, or show fewer or smaller pictures.",
+            )
         starts = image_starts(ids[:prompt_length], self.image_token_id, counts)
         images = tuple(
             ImageLayout(one.size, range(start, start + count), tuple(view.shifted(start) for view in views))
