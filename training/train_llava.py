@@ -111,6 +111,26 @@ def _optimizer(learner: Learner, peak: float, fused: bool) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=fused)
 
 
+def _record(
+    args: argparse.Namespace,
+    learner: Learner,
+    log: list[dict[str, Any]],
+    step: int,
+    seen: int,
+    seconds: float,
+    with_compiling: float,
+) -> dict[str, Any]:
+    """What the run was and did, ready for JSON."""
+    return {
+        "images": seen, "steps": step, "batch": args.batch, "seconds": round(seconds, 1),
+        "seconds_with_compiling": round(with_compiling, 1), "images_per_second": round(seen / seconds),
+        "lr": args.lr, "patch_weight": args.patch_weight, "seed": args.seed, "init": str(args.init),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "knobs": asdict(TRAIN),
+        "log": log, "parameters": sum(p.numel() for p in learner.model.parameters()), "minutes": args.minutes,
+    }  # fmt: skip
+
+
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """The whole run; returns its record."""
     torch.manual_seed(args.seed)
@@ -166,14 +186,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         torch.cuda.synchronize()
     ended = time.time()
     save(learner, processor, args.out / "scenes-llava")
-    record = {
-        "images": seen, "steps": step, "batch": args.batch, "seconds": round(ended - clock, 1),
-        "seconds_with_compiling": round(ended - began, 1), "images_per_second": round(seen / (ended - clock)),
-        "lr": args.lr, "patch_weight": args.patch_weight, "seed": args.seed, "init": str(args.init),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if cuda else "cpu", "knobs": asdict(TRAIN), "log": log,
-        "parameters": sum(p.numel() for p in learner.model.parameters()), "minutes": args.minutes,
-    }  # fmt: skip
+    record = _record(args, learner, log, step, seen, ended - clock, ended - began)
     (args.out / "training.json").write_text(json.dumps(record, indent=1))
     return record
 
