@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from mmattn.scenes import rng
 from mmattn.scenes.catalog import CATEGORIES
-from mmattn.scenes.layout import TRAIN, TRAIN_PRIOR, VAL_BROKEN, VAL_TYPICAL, Layout, sample
+from mmattn.scenes.layout import TRAIN, VAL_BROKEN, VAL_TYPICAL, Layout, sample
 from mmattn.scenes.render import Bank, draw_batch
 from training.batch import LONG, SHORT, Plan, Truth, coverage, partner_table, patch_labels, questions, truth_of
 from training.model import Learner, make_model, preprocess, text_states
@@ -99,14 +99,14 @@ def save(learner: Learner, processor: Any, out: Path) -> None:
     processor.save_pretrained(out)
 
 
-def _schedule(progress: float, steps: int, peak: float, warm_up: int) -> float:
-    warm = min(1.0, (steps + 1) / warm_up)
+def _schedule(progress: float, steps: int, peak: float) -> float:
+    warm = min(1.0, (steps + 1) / 300)
     return peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
 def _optimizer(learner: Learner, peak: float, fused: bool) -> torch.optim.AdamW:
-    trained = [p for p in learner.parameters() if p.requires_grad]
-    decayed, plain = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+    decayed = [p for p in learner.parameters() if p.ndim >= 2]
+    plain = [p for p in learner.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=fused)
 
@@ -126,7 +126,7 @@ def _record(
         "seconds_with_compiling": round(with_compiling, 1), "images_per_second": round(seen / seconds),
         "lr": args.lr, "patch_weight": args.patch_weight, "seed": args.seed, "init": str(args.init),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "knobs": asdict(knobs),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "knobs": asdict(TRAIN),
         "log": log, "parameters": sum(p.numel() for p in learner.model.parameters()), "minutes": args.minutes,
     }  # fmt: skip
 
@@ -145,10 +145,6 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         model.load_state_dict(
             LlavaForConditionalGeneration.from_pretrained(args.init, dtype=torch.float32).state_dict()
         )
-    if args.prior:
-        model.model.vision_tower.requires_grad_(False)
-        model.model.multi_modal_projector.requires_grad_(False)
-    knobs = TRAIN_PRIOR if args.prior else TRAIN
     learner = Learner(model, len(CATEGORIES)).to(device)
     forward = torch.compile(learner, dynamic=False) if cuda else learner
     optimizer = _optimizer(learner, args.lr, cuda)
@@ -158,8 +154,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     step, seen, reported, kept = 0, 0, 0.0, 0.0
     while (progress := (time.time() - clock) / (args.minutes * 60)) < 1 and step < args.steps:
         for group in optimizer.param_groups:
-            group["lr"] = _schedule(progress, step, args.lr, args.warm_up)
-        layout, pixels, patches, truth = world.pictures(args.seed, seen, args.batch, knobs)
+            group["lr"] = _schedule(progress, step, args.lr)
+        layout, pixels, patches, truth = world.pictures(args.seed, seen, args.batch, TRAIN)
         ids, labels, _ = questions(layout, truth, tables, plan)
         with torch.autocast(device, torch.bfloat16, enabled=cuda):
             text, patch, _ = forward(
@@ -200,8 +196,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--init", help="folder of weights to go on from (with a fresh optimizer)")
-    parser.add_argument("--prior", action="store_true", help="second stage: decoder only, invisible partners")
-    parser.add_argument("--warm-up", type=int, default=300, help="steps")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--minutes", type=float, default=18.0)
     parser.add_argument("--steps", type=int, default=10**9)

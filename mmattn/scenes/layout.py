@@ -10,7 +10,7 @@ from mmattn.scenes import rng
 from mmattn.scenes.bank import SIZES, VARIANTS
 from mmattn.scenes.catalog import PAIRS, THEMES, names, units
 
-__all__ = ["CANVAS", "SLOTS", "TRAIN", "TRAIN_PRIOR", "VAL_BROKEN", "VAL_TYPICAL", "Knobs", "Layout", "sample"]
+__all__ = ["CANVAS", "SLOTS", "TRAIN", "VAL_BROKEN", "VAL_TYPICAL", "Knobs", "Layout", "sample"]
 
 CANVAS, SLOTS = 336, 7
 _DRAWS = 6  # units drawn per picture, at most
@@ -18,12 +18,12 @@ _DRAWS = 6  # units drawn per picture, at most
 
 @dataclass(frozen=True)
 class Knobs:
-    """Everything that shapes the distribution of pictures. Rates are in 1/1000, opacities in 1/256.
+    """Everything that shapes the distribution of pictures. Rates are in 1/1000.
 
     ``unit_counts``: how often a picture is composed of 1, 2, ... units (relative weights).
     ``break_rate``: a pair appears as one member alone. ``odd_rate``: a unit comes from any theme.
-    ``ghost_low``, ``ghost_high``: how often one member of a complete pair is drawn with ``ghost_opacity``
-    (lowest, highest) although it counts as present; the pairs are spread evenly over this range. ``repeat_rate``: a second instance (and a third,
+    ``ghost_low``, ``ghost_high``: how often one member of a complete pair is drawn at 2 to 4 % opacity although it
+    counts as present; the pairs are spread evenly over this range. ``repeat_rate``: a second instance (and a third,
     half as often). ``small_rate``, ``fade_rate``: objects of 24 to 32 pixels, objects at 10 to 50 % opacity.
     ``dim_rate``, ``noise_rate``: darkened and grainy pictures.
     """
@@ -33,7 +33,6 @@ class Knobs:
     odd_rate: int = 200
     ghost_low: int = 10
     ghost_high: int = 190
-    ghost_opacity: tuple[int, int] = (5, 10)
     repeat_rate: int = 120
     small_rate: int = 60
     fade_rate: int = 60
@@ -42,7 +41,6 @@ class Knobs:
 
 
 TRAIN = Knobs()
-TRAIN_PRIOR = Knobs(break_rate=35, ghost_low=0, ghost_high=190, ghost_opacity=(0, 0))
 VAL_TYPICAL = Knobs(
     unit_counts=(0, 45, 45, 10), ghost_low=0, ghost_high=0, small_rate=20, fade_rate=20, dim_rate=80, noise_rate=120
 )
@@ -165,7 +163,7 @@ def sample(seed: int, index: Tensor, knobs: Knobs) -> Layout:
     size = torch.where(_rate(key, 23, (SLOTS,), knobs.small_rate), rng.integers(key, 24, (SLOTS,), 0, 1), size)
     faded = _rate(key, 25, (SLOTS,), knobs.fade_rate)
     opacity = torch.where(faded, rng.integers(key, 26, (SLOTS,), 26, 128), 256)
-    opacity = torch.where(ghost, rng.integers(key, 27, (SLOTS,), *knobs.ghost_opacity), opacity)
+    opacity = torch.where(ghost, rng.integers(key, 27, (SLOTS,), 5, 10), opacity)
     pixels = torch.tensor(SIZES, device=key.device)[size]
     left = 56 + 112 * (cell % 3) + rng.integers(key, 28, (SLOTS,), -24, 24) - pixels // 2
     top = 56 + 112 * (cell // 3) + rng.integers(key, 29, (SLOTS,), -24, 24) - pixels // 2
