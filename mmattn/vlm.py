@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 from transformers import PreTrainedModel
 
 from mmattn.adapters import Sample, adapter_for
+from mmattn.checks import whole
 from mmattn.decoding.engine import Generation, Options, Request, run
 from mmattn.decoding.method import Method
 from mmattn.decoding.registry import resolve
@@ -67,13 +68,15 @@ class VLM:
 
         Args:
             images: one entry per prompt: a picture (path, PIL image, array), several, or None for text alone.
-                A single picture (or None) goes with every prompt.
-            prompts: the user's words, without image placeholders or chat template.
+                A single picture (or None) goes with every prompt. With a single prompt given as a plain string, a
+                list of pictures is one sample that shows them all.
+            prompts: the user's words, without image placeholders or chat template. Special tokens of the tokenizer
+                that are spelt out in them ("</s>") act as such, as they do in transformers.
             method: a name from `mmattn.methods()`, perhaps with hyper-parameters ("vcd(alpha=0.5)"), or an instance.
-            max_new_tokens: length limit of an answer in tokens.
+            max_new_tokens: length limit of an answer in tokens; the end of the model's window is another one.
             batch_size: samples per batch; a method with K branches makes K rows of each.
             seed: with the content of a sample it fixes every random draw, whatever the order or batch size. Equal
-                samples in one call draw differently.
+                samples in one call draw different tokens, from the same scores.
             do_sample, temperature, top_p, top_k: see `Sampling`.
             stop_token_ids: replaces the model's own end-of-sequence tokens.
             keys: names of the prompts' random streams, in place of their content; equal keys draw alike.
@@ -85,24 +88,25 @@ class VLM:
         Raises:
             MmattnError: unreadable picture, empty prompt, unknown method, or a setting out of range.
         """
-        if max_new_tokens < 1 or batch_size < 1:
-            raise MmattnError("max_new_tokens and batch_size must be at least 1")
+        longest, size = whole("max_new_tokens", max_new_tokens, 1), whole("batch_size", batch_size, 1)
         options = Options(
             method=resolve(method),
             sampling=Sampling(do_sample, temperature, top_p, top_k),
-            max_new_tokens=max_new_tokens,
             stop_ids=self._stop_ids(stop_token_ids),
             seed=seed,
         )
         samples = _samples(images, prompts)
         if any(branch.pixels for branch in options.method.branches()) and not all(one.images for one in samples):
             raise MmattnError(f"{options.method.name} needs a picture with every prompt", "Use method='greedy'.")
-        names = sample_keys(samples) if keys is None else list(keys)
+        names = sample_keys(samples) if keys is None else [(key, 0) for key in keys]
         if len(names) != len(samples):
             raise MmattnError(f"There are {len(names)} keys for {len(samples)} prompts", "Give one key per prompt.")
         prepared = self.adapter.prepare(samples)
-        requests = [Request(*parts) for parts in zip(samples, prepared, names, strict=True)]
-        return run(self.adapter, requests, options, batch_size, on_done)
+        requests = [
+            Request(sample, one, key, repeat, min(longest, self.adapter.room(one)))
+            for sample, one, (key, repeat) in zip(samples, prepared, names, strict=True)
+        ]
+        return run(self.adapter, requests, options, size, on_done)
 
     def attend(
         self,
@@ -120,15 +124,18 @@ class VLM:
             prompt: the user's words.
             answer: read with teacher forcing: text, token ids, or a `Generation` (its exact tokens).
             rows: "last" (the prompt's last token, which decides the first word of the answer), "answer" (each token
-                of the answer), "prompt" (each token of the prompt that is no image token), or words of the prompt,
-                whose last occurrence is taken. Default: "answer" if there is one, else "last".
-            layers: decoder layers to keep; all by default.
+                of the answer), "prompt" (each token of the prompt that is no image token), or words of `prompt`:
+                their last occurrence, as whole words if there is one, capitals aside. Default: "answer" if there is
+                one, else "last".
+            layers: decoder layers to keep, in this order; all by default.
 
         Returns:
             `Attention` with weights (layers, heads, rows, image_tokens) float32 on the CPU.
         """
         ids = answer.token_ids if isinstance(answer, Generation) else answer
-        sample = Sample(_pictures(image), prompt, ids if ids is None or isinstance(ids, str) else tuple(ids))
+        if ids is not None and not isinstance(ids, str):
+            ids = self._token_ids("answer", ids)
+        sample = Sample(_pictures(image), prompt, ids)
         if not sample.images:
             raise MmattnError("There is no picture to look at", "Pass an image.")
         return attend(self.adapter, sample, rows, layers)
@@ -151,11 +158,17 @@ class VLM:
 
     def _stop_ids(self, given: Sequence[int] | None) -> frozenset[int]:
         if given is not None:
-            return frozenset(int(one) for one in given)
+            return frozenset(self._token_ids("stop_token_ids", given))
         config = self.model.generation_config
         ids = getattr(config, "eos_token_id", None)
         ids = self.adapter.tokenizer.eos_token_id if ids is None else ids
         return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+    def _token_ids(self, what: str, given: Any) -> tuple[int, ...]:
+        top = self.model.get_input_embeddings().num_embeddings - 1
+        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+            raise MmattnError(f"{what} must be a list of token ids, not {type(given).__name__}")
+        return tuple(whole(f"A token id of {what}", one, 0, top) for one in given)
 
 
 def _pictures(images: Any, opened: dict[str, Image.Image] | None = None) -> tuple[Image.Image, ...]:
@@ -172,10 +185,9 @@ def _pictures(images: Any, opened: dict[str, Image.Image] | None = None) -> tupl
 
 
 def _samples(images: Any, prompts: str | Sequence[str]) -> list[Sample]:
+    if not isinstance(prompts, (str, Sequence)):
+        raise MmattnError(f"prompts must be text or a list of texts, not {type(prompts).__name__}")
     words = [prompts] if isinstance(prompts, str) else list(prompts)
-    for one in words:
-        if not isinstance(one, str):
-            raise MmattnError(f"A prompt must be text, not {type(one).__name__}", "Pass a str for each prompt.")
     if isinstance(prompts, str) or not isinstance(images, (list, tuple)):
         pictures = _pictures(images)
         return [Sample(pictures, one) for one in words]

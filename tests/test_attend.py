@@ -62,6 +62,56 @@ def test_words_of_the_prompt_choose_their_tokens(vlm: mmattn.VLM, pictures: list
     assert describe_rows(read)[0].keys() == {"position", "token", "image_share"}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "words", "expected"),
+    [
+        ("this is an island", "is", (5, "is")),  # a whole word, not the end of "this" or the start of "island"
+        ("an isthmus", "is", (3, "is")),  # no whole word: inside one
+        ("a cat and a dog", "a", (10, "a")),
+        ("the user asks the assistant", "user", (4, "user")),  # not the template's own USER and ASSISTANT
+        ("the user asks the Assistant", "assistant", (18, "Assistant")),
+        ("\u0130\u0130\u0130\u0130 Is there a dog", "dog", (16, "dog")),  # letters that lower() makes longer
+        ("A", "a", (0, "A")),
+        ("what (is) it?", "(is)", (5, "(is)")),
+    ],
+)
+def test_words_are_found_in_what_the_user_said(
+    vlm: mmattn.VLM, pictures: list[Any], prompt: str, words: str, expected: tuple[int, str]
+) -> None:
+    read = vlm.attend(pictures[0], prompt, rows=words)
+    assert "".join(read.tokens) == expected[1]
+    everything = vlm.attend(pictures[0], prompt, rows=prompt)
+    assert "".join(everything.tokens).encode(errors="ignore")[:1] == prompt.encode()[:1] or not prompt.isascii()
+    assert read.positions[0] - everything.positions[0] == len(prompt[: expected[0]].encode())
+
+
+@pytest.mark.parametrize("words", ["USER", "assist", "ASSISTANT:", "<s>"])
+def test_the_templates_words_are_not_the_users(vlm: mmattn.VLM, pictures: list[Any], words: str) -> None:
+    with pytest.raises(MmattnError, match="do not stand in the prompt"):
+        vlm.attend(pictures[0], "what?", rows=words)
+
+
+def test_layers_keep_the_order_and_numbers_that_were_asked_for(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    full = vlm.attend(pictures[0], "q")
+    read = vlm.attend(pictures[0], "q", layers=np.array([2, 0, -1]))
+    assert (read.layers, full.layers, read.depth) == ((2, 0), (0, 1, 2), 3)
+    assert torch.equal(read.weights, full.weights[[2, 0]])
+    for layers in (0, np.int64(2), [2, 0], -1):
+        np.testing.assert_array_equal(
+            read.heatmap(layers=layers, heads=np.int32(1)), full.heatmap(layers=layers, heads=1)
+        )
+    with pytest.raises(MmattnError, match=r"Layer 1 was not read\. Read: 2, 0"):
+        read.heatmap(layers=1)
+
+
+def test_spans_of_a_sequence(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    prepared = vlm.adapter.prepare([mmattn.adapters.Sample((pictures[0],), "is it?", "Yes")])[0]
+    layout, ids = prepared.layout, prepared.ids.tolist()
+    words = [vlm.adapter.tokenizer.decode(ids[part.start : part.stop]) for part in (layout.system, layout.instruction)]
+    assert words == ["<s>USER: ", "is it?"]
+    assert vlm.adapter.tokenizer.decode(ids[layout.answer.start :]).strip() == "Yes"
+
+
 def test_selections_average_what_they_name(vlm: mmattn.VLM, pictures: list[Any]) -> None:
     read = vlm.attend(pictures[0], "q", "abc")
     expected = read.weights[[0, 2]][:, 1][:, [0, 1]].mean((0, 1)).reshape(4, 4).numpy()
@@ -89,7 +139,17 @@ BAD = [
     ({"rows": " "}, "do not stand in the prompt"),
     ({"layers": 3}, "no layer 3"),
     ({"layers": []}, "No layer is chosen"),
+    ({"layers": True}, "no layer True"),
+    ({"layers": ["a"]}, "no layer a"),
+    ({"rows": 3}, "do not stand in the prompt"),
     ({"answer": " "}, "empty"),
+    ({"answer": []}, "empty"),
+    ({"answer": 5}, "list of token ids, not int"),
+    ({"answer": ["a"]}, "whole number in 0..259"),
+    ({"answer": [10**6]}, "not 1000000"),
+    ({"answer": [-1]}, "not -1"),
+    ({"answer": "\ud800"}, "An answer holds half a character"),
+    ({"prompt": "\ud800"}, "A prompt holds half a character"),
     ({"image": None}, "no picture"),
 ]
 

@@ -111,7 +111,7 @@ def test_rows_of_a_padded_batch_equal_eager(family: mmattn.VLM, pictures: list[A
     with torch.no_grad():
         full = family.model(**inputs, output_attentions=True).attentions[0]
     family.model.set_attn_implementation({"text_config": "sdpa"})
-    capture = RowCapture(torch.tensor([[-1, -3]] * 3), layers=frozenset({0}))
+    capture = RowCapture(torch.tensor([[-1, -3]] * 3), layers=(0,))
     with torch.inference_mode(), family.adapter.session(capture):
         family.model(**inputs)
     torch.testing.assert_close(capture.weights[0], full[:, :, [-1, -3]], atol=1e-6, rtol=0)

@@ -132,6 +132,28 @@ def test_stop_tokens_end_an_answer(vlm: mmattn.VLM, pictures: list[Any]) -> None
     assert full.finish_reason == "length"
 
 
+def test_the_models_window_ends_an_answer(pictures: list[Any]) -> None:
+    """A limit that no window holds costs nothing and ends each answer where its own window ends."""
+    small = mmattn.wrap(*tiny_llava())
+    small.model.config.text_config.max_position_embeddings = 60
+    prompts = ["a", "a longer question"]
+    settings: dict[str, Any] = {"max_new_tokens": 10**11, "stop_token_ids": [], "do_sample": True}
+    got = small.generate(pictures[0], prompts, **settings)
+    lengths = [
+        len(one.ids) for one in small.adapter.prepare([mmattn.adapters.Sample((pictures[0],), p) for p in prompts])
+    ]
+    assert [len(one.token_ids) for one in got] == [60 - length + 1 for length in lengths]
+    assert {one.finish_reason for one in got} == {"length"}
+    assert got == [small.generate(pictures[0], p, **settings)[0] for p in prompts]
+
+
+def test_scores_that_are_no_numbers_are_told(pictures: list[Any]) -> None:
+    ill = mmattn.wrap(*tiny_llava())
+    torch.nn.init.constant_(ill.model.lm_head.weight, float("nan"))
+    with pytest.raises(MmattnError, match="not numbers"):
+        ill.generate(pictures[0], "q")
+
+
 def test_out_of_memory_halves_the_batch_and_keeps_finished_work(
     vlm: mmattn.VLM, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,15 +185,34 @@ BAD = [
     ({"method": "vcd+vcd"}, "both rewrite"),
     ({"method": "vcd("}, "Cannot read"),
     ({"method": 3}, "name or an instance"),
+    ({"method": "vcd(alpha=1) if (1) else f(1)"}, "more than a list"),
+    ({"method": "vcd(**{})"}, "need their names"),
+    ({"method": "vcd(alpha=-1)"}, "VCD alpha must be a finite number of at least 0, not -1"),
+    ({"method": "vcd(alpha=1e999)"}, "not inf"),
+    ({"method": "vcd(alpha=1" + "0" * 400 + ")"}, "VCD alpha must be a finite number"),
+    ({"method": "vcd(noise_step=5.5)"}, "not 5.5"),
     ({"max_new_tokens": 0}, "at least 1"),
+    ({"max_new_tokens": 2.5}, "whole number of at least 1, not 2.5"),
+    ({"max_new_tokens": True}, "not True"),
     ({"batch_size": 0}, "at least 1"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids must be a whole number in 0..259, not -1"),
+    ({"stop_token_ids": [300]}, "not 300"),
+    ({"stop_token_ids": "x"}, "list of token ids, not str"),
+    ({"stop_token_ids": 3}, "list of token ids, not int"),
     ({"temperature": 0.0}, "above 0"),
+    ({"temperature": float("nan")}, "not nan"),
+    ({"temperature": float("inf")}, "not inf"),
+    ({"top_p": "x"}, "not 'x'"),
+    ({"top_k": 1.5}, "not 1.5"),
     ({"top_p": 0.0}, "top_p"),
     ({"top_k": -1}, "top_k"),
     ({"prompts": " "}, "prompt is empty"),
     ({"prompts": "see <image> here"}, "placeholder"),
     ({"prompts": ["a", "b"], "images": [None]}, "1 images for 2 prompts"),
     ({"prompts": [3]}, "must be text"),
+    ({"prompts": None}, "list of texts, not NoneType"),
+    ({"prompts": {"a": 1}}, "list of texts, not dict"),
+    ({"prompts": "a\udc80"}, "half a character"),
     ({"prompts": "x" * 3000}, "3035 tokens with its pictures, the model holds 2048"),
     ({"images": None, "method": "vcd"}, "needs a picture"),
     ({"keys": ["a", "b"]}, "2 keys for 1 prompts"),

@@ -59,5 +59,10 @@ def test_draws_follow_the_distribution() -> None:
     assert counts[3] == 0
 
 
+def test_a_low_temperature_is_greedy() -> None:
+    scores = torch.tensor([[1e30, 3e30, 1.0, -torch.inf]])
+    assert Sampling(True, 1e-6).choose(scores, torch.tensor([0.999])).tolist() == [1]
+
+
 def test_greedy_takes_the_best() -> None:
     assert Sampling().choose(torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]]), None).tolist() == [1, 0]

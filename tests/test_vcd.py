@@ -40,7 +40,7 @@ def test_noise_mixes_signal_and_normal_draws(step: int, signal: float, noise: fl
 def _oracle(vlm: mmattn.VLM, picture: Any, prompt: str, alpha: float, beta: float, step: int, tokens: int) -> list[int]:
     """Greedy VCD from the paper: two full forward passes per token, no cache, numpy for the rest."""
     inputs = dict(vlm.processor(images=picture, text=f"USER: <image>\n{prompt} ASSISTANT:", return_tensors="pt"))
-    key = sample_keys([mmattn.adapters.Sample((picture,), prompt)])[0]
+    key, _ = sample_keys([mmattn.adapters.Sample((picture,), prompt)])[0]
     betas = 1 / (1 + np.exp(-np.linspace(-6, 6, 1000))) * (0.5e-2 - 1e-5) + 1e-5
     share = np.prod(1 - betas[: step + 1])
     clean = inputs["pixel_values"]
@@ -69,6 +69,15 @@ def test_tokens_follow_the_equation(vlm: mmattn.VLM, pictures: list[Any], alpha:
     assert [list(one.token_ids) for one in got] == expected
     plain = vlm.generate(pictures, prompts, max_new_tokens=6, stop_token_ids=[])
     assert [one.token_ids for one in got] != [one.token_ids for one in plain]
+
+
+def test_noise_hangs_on_content_alone(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    """Equal samples in one call see equal noise, so greedy answers agree; only draws of tokens differ."""
+    settings: dict[str, Any] = {"method": VCD(3, 0, 999), "max_new_tokens": 6, "stop_token_ids": []}
+    first, second = vlm.generate(pictures[0], ["q", "q"], **settings)
+    assert first == second
+    drawn = vlm.generate(pictures[0], ["q"] * 4, do_sample=True, temperature=3.0, **settings)
+    assert len({one.token_ids for one in drawn}) > 1
 
 
 def test_every_picture_of_a_prompt_is_noised_differently(vlm: mmattn.VLM, pictures: list[Any]) -> None:

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 
 from mmattn.adapters.layout import ImageLayout, Layout, View
 from mmattn.adapters.sample import Sample
-from mmattn.adapters.text import image_starts, render, tokenise
+from mmattn.adapters.text import covering, image_starts, render, tokenise
 from mmattn.attention import RowCapture, Session
 from mmattn.errors import MmattnError
 
@@ -44,6 +44,7 @@ class Prepared:
     Attributes:
         offsets: for each token, its character range in `text`.
         text: the rendered prompt, image tokens expanded.
+        said: character range of the user's words in `text`.
     """
 
     ids: torch.Tensor
@@ -51,6 +52,7 @@ class Prepared:
     layout: Layout
     text: str
     offsets: tuple[tuple[int, int], ...]
+    said: tuple[int, int]
 
 
 @dataclass
@@ -112,12 +114,11 @@ class Adapter(ABC):
     def _prepare_one(self, sample: Sample, pixels: tuple[Pixels, ...]) -> Prepared:
         counts, grids = zip(*map(self.views, pixels), strict=True) if pixels else ((), ())
         token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
-        text = render(self.processor, sample, token, counts)
+        text, said = render(self.processor, sample, token, counts)
         ids, offsets, prompt_length = tokenise(self.tokenizer, text, sample.answer)
-        window = self.model.config.get_text_config().max_position_embeddings
-        if len(ids) > window:
+        if len(ids) > self.window:
             raise MmattnError(
-                f"The prompt takes {len(ids)} tokens with its pictures, the model holds {window}",
+                f"The prompt takes {len(ids)} tokens with its pictures, the model holds {self.window}",
                 "Shorten the prompt, or show fewer or smaller pictures.",
             )
         starts = image_starts(ids[:prompt_length], self.image_token_id, counts)
@@ -125,7 +126,18 @@ class Adapter(ABC):
             ImageLayout(one.size, range(start, start + count), tuple(view.shifted(start) for view in views))
             for one, start, count, views in zip(pixels, starts, counts, grids, strict=True)
         )
-        return Prepared(torch.tensor(ids), pixels, Layout(len(ids), prompt_length, images), text, offsets)
+        layout = Layout(len(ids), prompt_length, images, covering(offsets[:prompt_length], said))
+        return Prepared(torch.tensor(ids), pixels, layout, text, offsets, said)
+
+    @property
+    def window(self) -> int:
+        """Tokens that the decoder was made for, prompt and answer together."""
+        window: int = self.model.config.get_text_config().max_position_embeddings
+        return window
+
+    def room(self, prepared: Prepared) -> int:
+        """How many tokens may follow a prompt; the last one is never fed back."""
+        return self.window - prepared.layout.length + 1
 
     @property
     def tokenizer(self) -> Any:

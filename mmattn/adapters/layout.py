@@ -89,11 +89,19 @@ class Layout:
         length: tokens in all.
         prompt_length: tokens before the answer; equal to `length` without one.
         images: the pictures, in the order of the prompt.
+        instruction: tokens that hold the user's words.
     """
 
     length: int
     prompt_length: int
     images: tuple[ImageLayout, ...]
+    instruction: range = range(0)
+
+    @property
+    def system(self) -> range:
+        """Tokens before the first picture and the user's words: the template's opening, a system prompt."""
+        starts = [image.tokens.start for image in self.images] + [self.instruction.start] * bool(self.instruction)
+        return range(min(starts, default=0))
 
     @property
     def image_tokens(self) -> list[int]:

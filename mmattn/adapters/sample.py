@@ -8,6 +8,8 @@ from functools import cached_property
 
 from PIL import Image
 
+from mmattn.errors import MmattnError
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -21,6 +23,13 @@ class Sample:
     prompt: str
     answer: str | tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        for what, words in (("A prompt", self.prompt), ("An answer", self.answer)):
+            if what == "A prompt" and not isinstance(words, str):
+                raise MmattnError(f"A prompt must be text, not {type(words).__name__}", "Pass a str for each prompt.")
+            if isinstance(words, str) and _surrogate(words):
+                raise MmattnError(f"{what} holds half a character (a lone surrogate)", "Decode the text as UTF-8.")
+
     @cached_property
     def image_keys(self) -> tuple[str, ...]:
         """A content hash of each picture: equal pictures are encoded once, and seeds do not depend on order."""
@@ -28,3 +37,7 @@ class Sample:
             hashlib.sha256(repr((picture.size, picture.mode)).encode() + picture.tobytes()).hexdigest()
             for picture in self.images
         )
+
+
+def _surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)

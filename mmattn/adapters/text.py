@@ -16,8 +16,13 @@ FALLBACK_TEMPLATE = (
 )
 
 
-def render(processor: Any, sample: Sample, image_token: str, lengths: Sequence[int]) -> str:
-    """The chat prompt as text, each picture's placeholder repeated once per image token.
+# Stands for the user's words where their place in the rendered prompt is not plain.
+_MARK = "\ue000words\ue001"
+
+
+def render(processor: Any, sample: Sample, image_token: str, lengths: Sequence[int]) -> tuple[str, tuple[int, int]]:
+    """The chat prompt as text, each picture's placeholder repeated once per image token, and the range in it of the
+    user's words.
 
     Raises:
         MmattnError: the prompt is empty, or holds the image placeholder itself.
@@ -29,8 +34,17 @@ def render(processor: Any, sample: Sample, image_token: str, lengths: Sequence[i
             f"The prompt contains the image placeholder {image_token}",
             "Leave it out; pictures are placed by the chat template.",
         )
+    text = _expanded(processor, sample.prompt, image_token, lengths)
+    words = sample.prompt if sample.prompt in text else sample.prompt.strip()  # some templates strip them
+    start = text.find(words)
+    if text.count(words) > 1:
+        start = _expanded(processor, _MARK, image_token, lengths).find(_MARK)
+    return text, (start, start + len(words)) if text[start : start + len(words)] == words else (0, len(text))
+
+
+def _expanded(processor: Any, words: str, image_token: str, lengths: Sequence[int]) -> str:
     content: list[dict[str, str]] = [{"type": "image"} for _ in lengths]
-    content.append({"type": "text", "text": sample.prompt})
+    content.append({"type": "text", "text": words})
     template = None if getattr(processor, "chat_template", None) else FALLBACK_TEMPLATE
     text: str = processor.apply_chat_template(
         [{"role": "user", "content": content}], chat_template=template, add_generation_prompt=True, tokenize=False
@@ -43,6 +57,12 @@ def render(processor: Any, sample: Sample, image_token: str, lengths: Sequence[i
         )
     runs = [image_token * length for length in lengths] + [""]
     return "".join(piece + run for piece, run in zip(pieces, runs, strict=True))
+
+
+def covering(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> range:
+    """The run of tokens whose character ranges (start, end) meet `span`; empty if there is none."""
+    met = [index for index, (start, end) in enumerate(offsets) if start < span[1] and end > span[0] and end > start]
+    return range(met[0], met[-1] + 1) if met else range(0)
 
 
 def tokenise(

@@ -14,13 +14,13 @@ class RowCapture:
     Attributes:
         rows: (B, R) query indices within the call; negative ones count from the end.
         columns: (B, N) key indices to keep, or None for all S of them.
-        layers: decoder layers to read, or None for every layer.
+        layers: decoder layers to read, in the order in which `stacked` returns them; None for every layer.
         weights: filled by the call: layer -> (B, H, R, N) float32, post-softmax, on the layer's device.
     """
 
     rows: torch.Tensor
     columns: torch.Tensor | None = None
-    layers: frozenset[int] | None = None
+    layers: tuple[int, ...] | None = None
     weights: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def wants(self, layer: int) -> bool:
@@ -35,5 +35,6 @@ class RowCapture:
         self.weights[layer] = weights
 
     def stacked(self) -> torch.Tensor:
-        """All captured layers in order: (layers, B, H, R, N) float32 on the CPU."""
-        return torch.stack([self.weights[layer].cpu() for layer in sorted(self.weights)])
+        """The captured layers, (layers, B, H, R, N) float32 on the CPU, in the order of `layers`."""
+        order = sorted(self.weights) if self.layers is None else self.layers
+        return torch.stack([self.weights[layer].cpu() for layer in order])

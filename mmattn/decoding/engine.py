@@ -35,11 +35,19 @@ class Generation:
 
 @dataclass(frozen=True)
 class Request:
-    """A sample ready to decode; `key` names its random streams."""
+    """A sample ready to decode.
+
+    Attributes:
+        key: names its random streams.
+        repeat: how many samples with this key stand before it; they draw other tokens, from the same scores.
+        room: tokens that may be generated.
+    """
 
     sample: Sample
     prepared: Prepared
     key: str
+    repeat: int
+    room: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,6 @@ class Options:
 
     method: Method
     sampling: Sampling
-    max_new_tokens: int
     stop_ids: frozenset[int]
     seed: int
 
@@ -66,7 +73,7 @@ def run(
     tried again; finished ones are kept. `on_done` hears how many answers each batch finished.
 
     Raises:
-        MmattnError: a single sample does not fit into memory.
+        MmattnError: a single sample does not fit into memory, or the model's scores are not numbers.
     """
     order = sorted(range(len(requests)), key=lambda index: len(requests[index].prepared.ids))
     done: dict[int, Generation] = {}
@@ -93,7 +100,8 @@ def _decode_batch(adapter: Adapter, requests: Sequence[Request], options: Option
     with adapter.session():
         batch = _embed_branches(adapter, requests, options)
         tokens = _loop(adapter, batch, requests, options)
-    return [_finish(adapter, row, options.stop_ids) for row in tokens.tolist()]
+    rows = zip(tokens.tolist(), requests, strict=True)
+    return [_finish(adapter, row[: request.room], options.stop_ids) for row, request in rows]
 
 
 def _embed_branches(adapter: Adapter, requests: Sequence[Request], options: Options) -> Embedded:
@@ -124,25 +132,32 @@ def _branch_pixels(request: Request, options: Options) -> Iterator[tuple[Pixels,
 
 
 def _loop(adapter: Adapter, batch: Embedded, requests: Sequence[Request], options: Options) -> torch.Tensor:
-    """Token ids (B, steps) on the CPU; rows that stopped early are filled with their stop token."""
+    """Token ids (B, steps) on the CPU; rows that ended early are filled up."""
     method, device = options.method, batch.embeds.device
     branches = len(batch.embeds) // len(requests)
     uniforms = _uniforms(requests, options).to(device)
     stop_ids = torch.tensor(sorted(options.stop_ids), device=device, dtype=torch.long)
-    filler = stop_ids[0] if len(stop_ids) else torch.tensor(0, device=device)
+    filler = torch.tensor(adapter.pad_token_id, device=device)
+    rooms = torch.tensor([request.room for request in requests], device=device)
     stopped = torch.zeros(len(requests), dtype=torch.bool, device=device)
+    broken = torch.zeros((), dtype=torch.bool, device=device)
     cache = DynamicCache(config=adapter.decoder.config)
     tokens: list[torch.Tensor] = []
     while True:
         hidden = adapter.decode(batch, cache)[:, -1]
         logits = adapter.logits(hidden).view(len(requests), branches, -1)
-        chosen = options.sampling.choose(method.combine(logits), uniforms[:, len(tokens)])
+        scores = method.combine(logits)
+        broken |= scores.isnan().any()
+        chosen = options.sampling.choose(scores, uniforms[:, len(tokens)])
         chosen = torch.where(stopped, filler, chosen)
         tokens.append(chosen)
-        stopped = stopped | torch.isin(chosen, stop_ids)
-        if len(tokens) == options.max_new_tokens or bool(stopped.all()):
-            return torch.stack(tokens, dim=1).cpu()
+        stopped = stopped | torch.isin(chosen, stop_ids) | (rooms <= len(tokens))
+        if bool(stopped.all()):
+            break
         batch = _advance(adapter, batch, chosen.repeat_interleave(branches))
+    if bool(broken):
+        raise MmattnError("The model's scores are not numbers (NaN)", "Try dtype='bfloat16' or 'float32'.")
+    return torch.stack(tokens, dim=1).cpu()
 
 
 def _advance(adapter: Adapter, batch: Embedded, tokens: torch.Tensor) -> Embedded:
@@ -153,12 +168,13 @@ def _advance(adapter: Adapter, batch: Embedded, tokens: torch.Tensor) -> Embedde
 
 
 def _uniforms(requests: Sequence[Request], options: Options) -> torch.Tensor:
-    """One draw per sample and step (B, max_new_tokens); zeros when nothing is drawn."""
-    shape = (options.max_new_tokens,)
-    if not options.sampling.do_sample:
-        return torch.zeros(len(requests), *shape)
-    draws = [torch.rand(shape, generator=stream(options.seed, "tokens", one.key)) for one in requests]
-    return torch.stack(draws)
+    """One draw per sample and step (B, steps); zeros when nothing is drawn."""
+    uniforms = torch.zeros(len(requests), max(request.room for request in requests))
+    if options.sampling.do_sample:
+        for row, one in zip(uniforms, requests, strict=True):
+            # As many as the sample alone would draw: the generator's numbers depend on how many are asked for.
+            row[: one.room] = torch.rand(one.room, generator=stream(options.seed, "tokens", f"{one.key}\0{one.repeat}"))
+    return uniforms
 
 
 def _finish(adapter: Adapter, row: list[int], stop_ids: frozenset[int]) -> Generation:

@@ -80,11 +80,13 @@ def _build(kind: type[Method], arguments: str) -> Method:
     known = {field.name: field.default for field in dataclasses.fields(kind)}
     try:
         call = ast.parse(f"f({arguments})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        if call.args:
+        # Brackets that close early make something else of it, such as two calls joined by "if".
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError("that is more than a list of hyper-parameters")
+        if call.args or any(word.arg is None for word in call.keywords):
             raise ValueError("hyper-parameters need their names")
         values = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise MmattnError(f"Cannot read {kind.name}({arguments}): {error}", _example()) from error
     for name, value in values.items():
         if name not in known:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from mmattn.adapters import Sample
+from mmattn.checks import number, whole
 from mmattn.errors import MmattnError
 
 
@@ -30,19 +31,19 @@ class Sampling:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if number("temperature", self.temperature, 0) < 1e-6:
             raise MmattnError(f"temperature must be above 0, not {self.temperature}", "For greedy: do_sample=False.")
-        if not 0 < self.top_p <= 1:
-            raise MmattnError(f"top_p must lie in (0, 1], not {self.top_p}")
-        if self.top_k < 0:
-            raise MmattnError(f"top_k must not be negative, not {self.top_k}", "0 keeps every token.")
+        if number("top_p", self.top_p, 0, 1) == 0:
+            raise MmattnError(f"top_p must be above 0, not {self.top_p}")
+        whole("top_k", self.top_k, 0)
 
     def choose(self, scores: torch.Tensor, uniforms: torch.Tensor | None) -> torch.Tensor:
         """Token ids (B,) from scores (B, V); `uniforms` (B,) in [0, 1) decide when drawing."""
         if not self.do_sample:
             return scores.argmax(-1)
         assert uniforms is not None
-        ordered, order = (scores / self.temperature).sort(dim=-1, descending=True, stable=True)
+        below = scores - scores.amax(-1, keepdim=True)  # so that a low temperature cannot overflow
+        ordered, order = (below / self.temperature).sort(dim=-1, descending=True, stable=True)
         if self.top_k:
             ordered[:, self.top_k :] = -torch.inf
         mass = ordered.softmax(-1).cumsum(-1)
@@ -54,13 +55,13 @@ class Sampling:
         return order.gather(-1, pick)[:, 0]
 
 
-def sample_keys(samples: Sequence[Sample]) -> list[str]:
-    """A name for each sample made of its content; equal samples are numbered, so that they draw differently."""
+def sample_keys(samples: Sequence[Sample]) -> list[tuple[str, int]]:
+    """For each sample its content, and how many equal ones stand before it, so that equal ones draw differently."""
     seen: Counter[str] = Counter()
     keys = []
     for sample in samples:
         content = "\0".join((*sample.image_keys, sample.prompt))
-        keys.append(f"{content}\0{seen[content]}")
+        keys.append((content, seen[content]))
         seen[content] += 1
     return keys
 

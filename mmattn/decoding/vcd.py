@@ -18,8 +18,8 @@ from typing import ClassVar
 
 import torch
 
+from mmattn.checks import number, whole
 from mmattn.decoding.method import Branch, Card, Method, plausible
-from mmattn.errors import MmattnError
 
 STEPS = 1000
 
@@ -66,10 +66,9 @@ class VCD(Method):
     )
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.noise_step, int) and 0 <= self.noise_step < STEPS):
-            raise MmattnError(f"VCD noise_step must be an integer in 0..{STEPS - 1}, not {self.noise_step!r}")
-        if not 0 <= self.beta <= 1:
-            raise MmattnError(f"VCD beta must lie in 0..1, not {self.beta!r}")
+        number("VCD alpha", self.alpha, 0)
+        number("VCD beta", self.beta, 0, 1)
+        whole("VCD noise_step", self.noise_step, 0, STEPS - 1)
 
     def branches(self) -> tuple[Branch, ...]:
         return (Branch("noised picture", pixels=self._noised),)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmattn.adapters import Adapter, Layout, Sample, View
+from mmattn.adapters import Adapter, Layout, Prepared, Sample, View
+from mmattn.adapters.text import covering
 from mmattn.attention import RowCapture
 from mmattn.errors import MmattnError
 
@@ -28,33 +31,51 @@ class Attention:
         positions: index of each row's token in the unpadded sequence. A row is the attention that this token pays
             while it is processed; the prompt's last token is the one that produces the first word of the answer.
         tokens: each row's token as text.
+        layers: the decoder layer of each entry of the first axis, counted from 0.
+        depth: how many layers the decoder has.
     """
 
     weights: torch.Tensor
     layout: Layout
     positions: tuple[int, ...]
     tokens: tuple[str, ...]
+    layers: tuple[int, ...]
+    depth: int
 
     def grids(
         self, image: int = 0, layers: Selection = None, heads: Selection = None, rows: Selection = None
     ) -> list[NDArray[np.float32]]:
         """Mean weight of each cell, one (rows, columns) grid per view of picture number `image`.
 
-        `layers`, `heads` and `rows` choose what is averaged: an index, several, or None for all.
+        `layers`, `heads` and `rows` choose what is averaged: a number, several, or None for all that were read.
+        Layers go by their number in the decoder, whichever of them were read.
         """
         if not self.layout.images:
             raise MmattnError("There is no picture to map the attention onto", "Pass an image to attend().")
         if not 0 <= image < len(self.layout.images):
             raise MmattnError(f"There is no picture {image}", f"The prompt has {len(self.layout.images)}.")
-        picked = self.weights
-        for axis, choice in enumerate((layers, heads, rows)):
-            picked = picked.index_select(axis, _indices(choice, picked.shape[axis], ("layer", "head", "row")[axis]))
-        mean = picked.mean(dim=(0, 1, 2)).numpy()
+        _, head_count, row_count, _ = self.weights.shape
+        picked = (self._places(layers), _indices(heads, head_count, "head"), _indices(rows, row_count, "row"))
+        weights = self.weights
+        for axis, choice in enumerate(picked):
+            weights = weights.index_select(axis, torch.tensor(choice))
+        mean = weights.mean(dim=(0, 1, 2)).numpy()
         place = {token: column for column, token in enumerate(self.layout.image_tokens)}
         return [
             mean[[place[token] for token in view.tokens]].reshape(view.rows, view.columns)
             for view in self.layout.images[image].views
         ]
+
+    def _places(self, layers: Selection) -> list[int]:
+        """Entries of the first axis that hold these decoder layers."""
+        if layers is None:
+            return list(range(len(self.layers)))
+        numbers = _indices(layers, self.depth, "layer")
+        for number in numbers:
+            if number not in self.layers:
+                kept = ", ".join(map(str, self.layers))
+                raise MmattnError(f"Layer {number} was not read", f"Read: {kept}. Name it in attend(layers=...).")
+        return [self.layers.index(number) for number in numbers]
 
     def heatmap(
         self,
@@ -90,20 +111,21 @@ def attend(adapter: Adapter, sample: Sample, rows: RowChoice | None, layers: Sel
     """One forward call with row capture; see `VLM.attend`."""
     prepared = adapter.prepare([sample])[0]
     layout = prepared.layout
-    positions = choose_rows(rows, layout, prepared.text, prepared.offsets)
+    positions = choose_rows(rows, prepared)
     count = len(adapter.attention_layers)
-    wanted = None if layers is None else frozenset(_indices(layers, count, "layer").tolist())
+    wanted = tuple(dict.fromkeys(_indices(layers, count, "layer")))
     capture = RowCapture(torch.tensor([positions]), torch.tensor([layout.image_tokens], dtype=torch.long), wanted)
     with torch.inference_mode(), adapter.session(capture):
         features = [adapter.encode(prepared.pixels)] if prepared.pixels else [[]]
         batch = adapter.embed([prepared], features)
         adapter.decode(batch)
     tokens = tuple(adapter.tokenizer.decode([int(prepared.ids[position])]) for position in positions)
-    return Attention(capture.stacked()[:, 0], layout, tuple(positions), tokens)
+    return Attention(capture.stacked()[:, 0], layout, tuple(positions), tokens, wanted, count)
 
 
-def choose_rows(rows: RowChoice | None, layout: Layout, text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
+def choose_rows(rows: RowChoice | None, prepared: Prepared) -> list[int]:
     """Sequence positions of the wanted rows; see `VLM.attend` for the choices."""
+    layout = prepared.layout
     if rows is None:
         rows = "answer" if layout.answer else "last"
     if rows == "last":
@@ -115,30 +137,46 @@ def choose_rows(rows: RowChoice | None, layout: Layout, text: str, offsets: Sequ
     images = set(layout.image_tokens)
     if rows == "prompt":
         return [position for position in range(layout.prompt_length) if position not in images]
-    # The last occurrence: the user's words come after the template's own and after the pictures.
-    first = text.lower().rfind(rows.lower()) if rows.strip() else -1
-    last = first + len(rows)
-    found = [
-        position
-        for position, (start, end) in enumerate(offsets[: layout.prompt_length])
-        if position not in images and start < last and end > first and end > start
-    ]
-    if first < 0 or not found:
+    span = _find(rows, prepared)
+    found = covering(prepared.offsets[: layout.prompt_length], span) if span else range(0)
+    if not found:
         raise MmattnError(
             f"The words {rows!r} do not stand in the prompt",
             'Choose "last", "prompt", "answer", or words of the prompt.',
         )
-    return found
+    return list(found)
 
 
-def _indices(choice: Selection, size: int, what: str) -> torch.Tensor:
-    picked = list(range(size)) if choice is None else [choice] if isinstance(choice, int) else [int(i) for i in choice]
-    for index in picked:
-        if not -size <= index < size:
-            raise MmattnError(f"There is no {what} {index}", f"There are {size}, counted from 0.")
+def _find(words: Any, prepared: Prepared) -> tuple[int, int] | None:
+    """Character range of the last occurrence of `words` in what the user said, as whole words if there is one."""
+    if not isinstance(words, str) or not words.strip():
+        return None
+    literal = re.escape(words.strip())
+    for pattern in (rf"(?<!\w){literal}(?!\w)", literal):
+        # The template's own words do not count: "is" stands in "ASSISTANT", too.
+        matches = list(re.compile(pattern, re.IGNORECASE).finditer(prepared.text, *prepared.said))
+        if matches:
+            return matches[-1].span()
+    return None
+
+
+def _indices(choice: Selection, size: int, what: str) -> list[int]:
+    """Numbers from 0 to size - 1, from one number, several, or None for all; negative ones count from the end."""
+    if choice is None:
+        return list(range(size))
+    given: Iterable[Any] = choice if isinstance(choice, Iterable) and not isinstance(choice, (str, bytes)) else [choice]
+    picked = []
+    for one in given:
+        try:
+            index = operator.index(one)
+        except TypeError:
+            index = size
+        if isinstance(one, bool) or not -size <= index < size:
+            raise MmattnError(f"There is no {what} {one}", f"There are {size}, counted from 0.")
+        picked.append(index % size)
     if not picked:
         raise MmattnError(f"No {what} is chosen", f"There are {size}, counted from 0.")
-    return torch.tensor(picked) % size
+    return picked
 
 
 def _inside(view: View, column: int, row: int, size: tuple[int, int]) -> tuple[float, float]:
