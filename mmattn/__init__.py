@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmattn.api import load, wrap
-    from mmattn.decoding import VCD, Generation, Method, methods
+    from mmattn.decoding import VCD, Boost, Generation, Method, methods
+    from mmattn.editing import edit
     from mmattn.errors import MmattnError
     from mmattn.grounding import Attention
     from mmattn.images import open_image
@@ -15,15 +16,30 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["VCD", "VLM", "Attention", "Generation", "Method", "MmattnError", "load", "methods", "open_image", "wrap"]
+__all__ = [
+    "VCD",
+    "VLM",
+    "Attention",
+    "Boost",
+    "Generation",
+    "Method",
+    "MmattnError",
+    "edit",
+    "load",
+    "methods",
+    "open_image",
+    "wrap",
+]
 
 _HOME = {
     "VCD": "mmattn.decoding",
     "VLM": "mmattn.vlm",
     "Attention": "mmattn.grounding",
+    "Boost": "mmattn.decoding",
     "Generation": "mmattn.decoding",
     "Method": "mmattn.decoding",
     "MmattnError": "mmattn.errors",
+    "edit": "mmattn.editing",
     "load": "mmattn.api",
     "methods": "mmattn.decoding",
     "open_image": "mmattn.images",

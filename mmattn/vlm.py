@@ -116,6 +116,7 @@ class VLM:
         *,
         rows: RowChoice | None = None,
         layers: Selection = None,
+        method: str | Method = "greedy",
     ) -> Attention:
         """Where chosen tokens look: their attention on the image tokens, from one forward call.
 
@@ -128,6 +129,7 @@ class VLM:
                 their last occurrence, as whole words if there is one, capitals aside. Default: "answer" if there is
                 one, else "last".
             layers: decoder layers to keep, in this order; all by default.
+            method: the attention as this method edits it; its other branches play no part.
 
         Returns:
             `Attention` with weights (layers, heads, rows, image_tokens) float32 on the CPU.
@@ -138,7 +140,7 @@ class VLM:
         sample = Sample(_pictures(image), prompt, ids)
         if not sample.images:
             raise MmattnError("There is no picture to look at", "Pass an image.")
-        return attend(self.adapter, sample, rows, layers)
+        return attend(self.adapter, sample, rows, layers, resolve(method).edits())
 
     def describe(self) -> dict[str, Any]:
         """What a result file needs to name this model: JSON values only."""

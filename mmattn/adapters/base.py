@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from mmattn.adapters.layout import ImageLayout, Layout, View
 from mmattn.adapters.sample import Sample
 from mmattn.adapters.text import covering, image_starts, render, tokenise
-from mmattn.attention import RowCapture, Session
+from mmattn.attention import Columns, Edit, RowCapture, Session
 from mmattn.errors import MmattnError
 
 
@@ -62,12 +62,14 @@ class Embedded:
     Attributes:
         embeds: (B, T, D). mask: (B, T), 1 on real tokens.
         positions: (B, T), or (3, B, T) where the family counts time, height and width apart.
+        columns: where the image tokens are, for edits.
         extra: what else this call needs; gone after the prefill.
     """
 
     embeds: torch.Tensor
     mask: torch.Tensor
     positions: torch.Tensor
+    columns: Columns
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -153,8 +155,9 @@ class Adapter(ABC):
         token: int = self.model.config.image_token_id
         return token
 
-    def session(self, capture: RowCapture | None = None) -> Session:
-        return Session(self.model, self.attention_layers, self.config_key, capture)
+    def session(self, capture: RowCapture | None = None, edits: Sequence[Edit] = ()) -> Session:
+        """Scoped access to the decoder's attention; with `edits`, its `columns` must be those of each decoder call."""
+        return Session(self.model, self.attention_layers, self.config_key, capture, edits)
 
     def embed(self, rows: Sequence[Prepared], features: Sequence[Sequence[torch.Tensor]]) -> Embedded:
         """Left-pad rows into one batch and put each row's vision features in place of its image tokens.
@@ -175,13 +178,20 @@ class Adapter(ABC):
                 f"The vision tower gives {given} features for {needed} image tokens",
                 "Use the processor that belongs to the model.",
             )
-        ids, mask, places = ids.to(self.device), mask.to(self.device), places.to(self.device)
+        columns = Columns.of_sequence(places).to(self.device)
+        ids, mask, places = ids.to(self.device), mask.to(self.device), columns.image
         embeds = self.model.get_input_embeddings()(ids)
         if flat:  # row-major order of the places is the order of the features: row by row, left to right
             # Anything beyond the embeddings' width belongs to `extra`.
             values = torch.cat(flat)[:, : embeds.shape[-1]].to(embeds)
             embeds = embeds.masked_scatter(places[..., None].expand_as(embeds), values)
-        return Embedded(embeds, mask, self.positions(rows, mask), self.prefill_extra(flat, places))
+        return Embedded(embeds, mask, self.positions(rows, mask), columns, self.prefill_extra(flat, places))
+
+    def follow(self, batch: Embedded, tokens: torch.Tensor) -> Embedded:
+        """The decoder's next call after `batch`: one new token (B,) in every row."""
+        embeds = self.model.get_input_embeddings()(tokens[:, None])
+        mask = torch.nn.functional.pad(batch.mask, (0, 1), value=1)
+        return Embedded(embeds, mask, batch.positions[..., -1:] + 1, batch.columns.next())
 
     def positions(self, rows: Sequence[Prepared], mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Positions of a left-padded batch; padding does not count."""

@@ -1,7 +1,8 @@
-"""Reading rows of attention under the fast kernels of unmodified transformers models."""
+"""Reading and editing rows of attention under the fast kernels of unmodified transformers models."""
 
 from mmattn.attention.capture import RowCapture
-from mmattn.attention.function import row_weights
+from mmattn.attention.edit import Columns, Edit, Site
+from mmattn.attention.function import attention_forward
 from mmattn.attention.session import NAME, Session
 
-__all__ = ["NAME", "RowCapture", "Session", "row_weights"]
+__all__ = ["NAME", "Columns", "Edit", "RowCapture", "Session", "Site", "attention_forward"]

@@ -1,4 +1,4 @@
-"""The attention function that transformers calls: the fast kernel for every row, weights for the rows asked for.
+"""The attention function that transformers calls: the fast kernel for every row, explicit weights for chosen ones.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, D head dimension, R rows asked for.
 """
@@ -12,7 +12,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from mmattn.attention.session import NAME, active_captures
+from mmattn.attention.edit import Columns, Edit, Site
+from mmattn.attention.rows import Call
+from mmattn.attention.session import NAME, Session, active
+
+# Rows that are edited at once in a prefill: bounds the memory, not the result.
+CHUNK = 64
+
+Work = list[tuple[Edit, Site, Columns]]
 
 
 def attention_forward(
@@ -25,7 +32,9 @@ def attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' SDPA attention, bit for bit; readers of this module's layer see the rows they asked for.
+    """Transformers' SDPA attention, bit for bit, but for rows that an edit of this module's layer changes.
+
+    Readers of the layer see the rows they asked for, as edited.
 
     Args:
         query: (B, H, T, D) after rotary embedding. key, value: (B, G, S, D) after the cache, heads not repeated.
@@ -37,50 +46,60 @@ def attention_forward(
     output, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )
-    for layer, capture in active_captures(module):
-        causal = kwargs.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        capture.store(layer, row_weights(query, key, attention_mask, capture.rows, scale, bool(causal)))
+    sessions = active(module)
+    if not sessions:
+        return output, None
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    call = Call(query, key, value, attention_mask, scale, bool(causal), kwargs.get("position_bias"))
+    work = _work(sessions, key.shape[2])
+    if work:
+        output = _edited(output, call, work)
+    for session, layer in sessions:
+        if session.capture is not None and session.capture.wants(layer):
+            rows = session.capture.rows.to(query.device) % query.shape[2]
+            session.capture.store(layer, _weights(call, rows, work))
     return output, None
 
 
-def row_weights(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    rows: torch.Tensor,
-    scaling: float,
-    causal: bool = True,
-) -> torch.Tensor:
-    """Post-softmax weights of chosen query rows, in memory linear in S.
+def _work(sessions: list[tuple[Session, int]], keys: int) -> Work:
+    """The edits of all sessions at this layer, in order."""
+    found: Work = []
+    for session, layer in sessions:
+        edits = [edit for edit in session.edits if edit.wants(layer, session.depth)]
+        if edits:
+            columns = session.columns
+            if columns is None:
+                raise RuntimeError("an edit needs to know where the image tokens are")
+            site = columns.site(layer, session.depth, keys)
+            found += [(edit, site, columns) for edit in edits]
+    return found
 
-    Args:
-        query, key, attention_mask: as in `attention_forward`.
-        rows: (B, R) query indices; negative ones count from the end.
-        scaling: factor on the scores before the softmax.
-        causal: what a missing mask means when T > 1.
 
-    Returns:
-        (B, H, R, S) float32; each row sums to 1.
-    """
-    batch, heads, length, dim = query.shape
-    groups, keys = key.shape[1], key.shape[2]
-    index = rows.to(query.device) % length
-    wanted = index.shape[1]
-    chosen = query.gather(2, index[:, None, :, None].expand(batch, heads, wanted, dim))
-    # Query heads that share a key head become more rows of that head: keys are read once, never repeated.
-    folded = chosen.reshape(batch, groups, (heads // groups) * wanted, dim)
-    scores = (folded @ key.transpose(-1, -2)).reshape(batch, heads, wanted, keys).float() * scaling
-    if attention_mask is not None:
-        picked = attention_mask.expand(batch, -1, -1, -1)[torch.arange(batch, device=index.device)[:, None], :, index]
-        picked = picked.transpose(1, 2)[..., :keys]
-        scores = scores.masked_fill(~picked, -torch.inf) if picked.dtype == torch.bool else scores + picked.float()
-    elif causal and length > 1:
-        # Also right for an empty static cache: the kernel then sees only the first T keys.
-        hidden = torch.arange(keys, device=index.device) > index[:, None, :, None]
-        scores = scores.masked_fill(hidden, -torch.inf)
-    return scores.softmax(-1)
+def _edited(output: torch.Tensor, call: Call, work: Work) -> torch.Tensor:
+    """`output` (B, T, H, D) with the rows that the edits change computed anew."""
+    for rows, valid in {id(columns): (columns.rows, columns.valid) for _, _, columns in work}.values():
+        for start in range(0, rows.shape[1], CHUNK):
+            part, mine = rows[:, start : start + CHUNK], valid[:, start : start + CHUNK]
+            new = call.output(_weights(call, part, work)).to(output.dtype)
+            batch = torch.arange(len(part), device=part.device)[:, None]
+            # Samples without a picture keep the fast kernel's result to the last bit.
+            new = torch.where(mine[..., None, None], new, output[batch, part])
+            output = output.index_put((batch, part), new)
+    return output
+
+
+def _weights(call: Call, rows: torch.Tensor, work: Work) -> torch.Tensor:
+    """Weights (B, H, R, S) of `rows` after all edits, each applied where it may be."""
+    scores = call.scores(rows)
+    where = {id(columns): columns.eligible(rows)[:, None, :, None] for _, _, columns in work}
+    for edit, site, columns in work:
+        scores = torch.where(where[id(columns)], edit.scores(scores, site), scores)
+    weights = scores.softmax(-1)
+    for edit, site, columns in work:
+        weights = torch.where(where[id(columns)], edit.weights(weights, site), weights)
+    return weights
 
 
 AttentionInterface.register(NAME, attention_forward)

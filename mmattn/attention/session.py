@@ -1,4 +1,4 @@
-"""Scoped access to the attention layers of one model.
+"""Scoped access to the attention layers of one model: a reader, edits, and where the image tokens are.
 
 A session is visible only in the thread (or task) that entered it, and only to the modules it names, so that two
 models and two threads never meet. Leaving it, normally or through an exception, restores the model.
@@ -7,7 +7,7 @@ models and two threads never meet. Leaving it, normally or through an exception,
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Self
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mmattn.attention.capture import RowCapture
+from mmattn.attention.edit import Columns, Edit
 
 # "flash", "flex" and "sdpa" inside a name would change how transformers treats the function.
 NAME = "mmattn"
@@ -33,12 +34,25 @@ class Session:
         layers: its decoder's attention modules, in order.
         config_key: name of the decoder's sub-configuration ("text_config"), or "" for a text-only model.
         capture: rows to read; None enters the attention function without asking anything of it.
+        edits: changes of attention, in order.
+
+    Attributes:
+        columns: where the image tokens of the current call are; whoever calls the decoder keeps it up to date when
+            there are edits.
     """
 
     def __init__(
-        self, model: PreTrainedModel, layers: Sequence[nn.Module], config_key: str, capture: RowCapture | None = None
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[nn.Module],
+        config_key: str,
+        capture: RowCapture | None = None,
+        edits: Sequence[Edit] = (),
     ) -> None:
         self.capture = capture
+        self.edits = tuple(edits)
+        self.columns: Columns | None = None
+        self.depth = len(layers)
         self._model = model
         self._config_key = config_key
         self._layer_of = {id(module): index for index, module in enumerate(layers)}
@@ -61,12 +75,19 @@ class Session:
         _Switch.release(self._model)
 
 
-def active_captures(module: nn.Module) -> Iterator[tuple[int, RowCapture]]:
-    """The captures of this thread that want the layer which `module` is, with that layer's index."""
+def active(module: nn.Module) -> list[tuple[Session, int]]:
+    """The sessions of this thread that know the layer which `module` is and ask something, with its index."""
+    found = []
     for session in _SESSIONS.get():
-        layer = session.layer_of(module)
-        if layer is not None and session.capture is not None and session.capture.wants(layer):
-            yield layer, session.capture
+        layer = session.layer_of(module) if session.capture is not None or session.edits else None
+        if layer is not None:
+            found.append((session, layer))
+    return found
+
+
+def entered(session: Session) -> bool:
+    """Whether this thread is inside `session`."""
+    return session in _SESSIONS.get()
 
 
 class _Switch:

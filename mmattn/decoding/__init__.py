@@ -1,5 +1,6 @@
 """Decoding: methods as frozen dataclasses, and the batched engine that runs them."""
 
+from mmattn.decoding.boost import Boost
 from mmattn.decoding.engine import Generation
 from mmattn.decoding.method import Branch, Card, Method
 from mmattn.decoding.registry import MethodInfo, methods, resolve, split_methods
@@ -8,6 +9,7 @@ from mmattn.decoding.vcd import VCD
 
 __all__ = [
     "VCD",
+    "Boost",
     "Branch",
     "Card",
     "Generation",

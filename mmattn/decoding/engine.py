@@ -13,6 +13,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Sample
+from mmattn.attention import Session
 from mmattn.decoding.method import Method
 from mmattn.decoding.sampling import Sampling, stream
 from mmattn.errors import MmattnError
@@ -97,9 +98,9 @@ def run(
 
 @torch.inference_mode()
 def _decode_batch(adapter: Adapter, requests: Sequence[Request], options: Options) -> list[Generation]:
-    with adapter.session():
+    with adapter.session(edits=options.method.edits()) as session:
         batch = _embed_branches(adapter, requests, options)
-        tokens = _loop(adapter, batch, requests, options)
+        tokens = _loop(adapter, batch, requests, options, session)
     rows = zip(tokens.tolist(), requests, strict=True)
     return [_finish(adapter, row[: request.room], options.stop_ids) for row, request in rows]
 
@@ -131,7 +132,9 @@ def _branch_pixels(request: Request, options: Options) -> Iterator[tuple[Pixels,
         )
 
 
-def _loop(adapter: Adapter, batch: Embedded, requests: Sequence[Request], options: Options) -> torch.Tensor:
+def _loop(
+    adapter: Adapter, batch: Embedded, requests: Sequence[Request], options: Options, session: Session
+) -> torch.Tensor:
     """Token ids (B, steps) on the CPU; rows that ended early are filled up."""
     method, device = options.method, batch.embeds.device
     branches = len(batch.embeds) // len(requests)
@@ -144,6 +147,7 @@ def _loop(adapter: Adapter, batch: Embedded, requests: Sequence[Request], option
     cache = DynamicCache(config=adapter.decoder.config)
     tokens: list[torch.Tensor] = []
     while True:
+        session.columns = batch.columns
         hidden = adapter.decode(batch, cache)[:, -1]
         logits = adapter.logits(hidden).view(len(requests), branches, -1)
         scores = method.combine(logits)
@@ -154,17 +158,10 @@ def _loop(adapter: Adapter, batch: Embedded, requests: Sequence[Request], option
         stopped = stopped | torch.isin(chosen, stop_ids) | (rooms <= len(tokens))
         if bool(stopped.all()):
             break
-        batch = _advance(adapter, batch, chosen.repeat_interleave(branches))
+        batch = adapter.follow(batch, chosen.repeat_interleave(branches))
     if bool(broken):
         raise MmattnError("The model's scores are not numbers (NaN)", "Try dtype='bfloat16' or 'float32'.")
     return torch.stack(tokens, dim=1).cpu()
-
-
-def _advance(adapter: Adapter, batch: Embedded, tokens: torch.Tensor) -> Embedded:
-    """The next call's input: one new token (B * K,) in every row."""
-    embeds = adapter.model.get_input_embeddings()(tokens[:, None])
-    mask = torch.nn.functional.pad(batch.mask, (0, 1), value=1)
-    return Embedded(embeds, mask, batch.positions[..., -1:] + 1)
 
 
 def _uniforms(requests: Sequence[Request], options: Options) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""What a decoding method is: a frozen dataclass with a card, extra branches, and a rule that joins their logits."""
+"""What a method is: a frozen dataclass with a card, edits of attention, extra branches, and a rule that joins their
+logits.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+
+from mmattn.attention import Edit
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class Method:
 
     def branches(self) -> tuple[Branch, ...]:
         """Branches beyond the plain one."""
+        return ()
+
+    def edits(self) -> tuple[Edit, ...]:
+        """Changes of attention, in order; none at neutral strength, so that the plain model stays what it is."""
         return ()
 
     def combine(self, logits: torch.Tensor) -> torch.Tensor:

@@ -8,11 +8,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from mmattn.decoding.boost import Boost
 from mmattn.decoding.method import Card, Method
 from mmattn.decoding.vcd import VCD
 from mmattn.errors import MmattnError, unknown
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Method, VCD)}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Method, VCD, Boost)}
 
 
 @dataclass(frozen=True)

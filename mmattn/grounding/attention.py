@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mmattn.adapters import Adapter, Layout, Prepared, Sample, View
 from mmattn.adapters.text import covering
-from mmattn.attention import RowCapture
+from mmattn.attention import Edit, RowCapture
 from mmattn.errors import MmattnError
 
 RowChoice = Literal["last", "prompt", "answer"] | str
@@ -107,7 +107,9 @@ class Attention:
         return _inside(views[best], column, row, self.layout.images[image].size)
 
 
-def attend(adapter: Adapter, sample: Sample, rows: RowChoice | None, layers: Selection) -> Attention:
+def attend(
+    adapter: Adapter, sample: Sample, rows: RowChoice | None, layers: Selection, edits: Sequence[Edit] = ()
+) -> Attention:
     """One forward call with row capture; see `VLM.attend`."""
     prepared = adapter.prepare([sample])[0]
     layout = prepared.layout
@@ -115,9 +117,10 @@ def attend(adapter: Adapter, sample: Sample, rows: RowChoice | None, layers: Sel
     count = len(adapter.attention_layers)
     wanted = tuple(dict.fromkeys(_indices(layers, count, "layer")))
     capture = RowCapture(torch.tensor([positions]), torch.tensor([layout.image_tokens], dtype=torch.long), wanted)
-    with torch.inference_mode(), adapter.session(capture):
+    with torch.inference_mode(), adapter.session(capture, edits) as session:
         features = [adapter.encode(prepared.pixels)] if prepared.pixels else [[]]
         batch = adapter.embed([prepared], features)
+        session.columns = batch.columns
         adapter.decode(batch)
     tokens = tuple(adapter.tokenizer.decode([int(prepared.ids[position])]) for position in positions)
     return Attention(capture.stacked()[:, 0], layout, tuple(positions), tokens, wanted, count)

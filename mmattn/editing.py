@@ -1,0 +1,106 @@
+"""Editing attention inside plain transformers calls: `with mmattn.edit(model, Boost(3)): model.generate(...)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mmattn.adapters import Adapter, adapter_for
+from mmattn.attention import Columns, Session
+from mmattn.attention.session import entered
+from mmattn.decoding.method import Method
+from mmattn.decoding.registry import resolve
+from mmattn.errors import MmattnError
+
+
+@contextmanager
+def edit(model: PreTrainedModel, *methods: str | Method) -> Iterator[None]:
+    """Within the context, `model` attends as the methods say: in its own `generate`, `forward`, anything.
+
+    Args:
+        model: a transformers model of a supported family; restored on leaving, also through an exception.
+        methods: names or instances that edit attention, applied in order. Methods that need further branches
+            cannot work inside a single plain forward; use `VLM.generate(method=...)` for those.
+
+    Other threads do not see the edits. Prompts must come as `input_ids`, which tell where the image tokens are.
+    Generation that transformers compiles (a static cache on a GPU) needs `disable_compile=True`.
+
+    Raises:
+        MmattnError: unsupported family, unknown method, or one that is more than an edit.
+    """
+    chosen = [resolve(one) for one in methods]
+    for one in chosen:
+        if one.branches():
+            raise MmattnError(
+                f"{one.name} decodes further branches, which a plain forward does not have",
+                "Use mmattn.wrap(model, processor).generate(..., method=...).",
+            )
+    adapter = adapter_for(model, None)
+    session = adapter.session(edits=[change for one in chosen for change in one.edits()])
+    with session, _tracking(adapter, session):
+        yield
+
+
+@contextmanager
+def _tracking(adapter: Adapter, session: Session) -> Iterator[None]:
+    """Keep `session.columns` true for every call of the decoder, by watching its token ids go by."""
+    tracker = _Tracker(adapter, session)
+    embeddings = adapter.model.get_input_embeddings()
+    handles = [
+        embeddings.register_forward_pre_hook(tracker.on_tokens),
+        adapter.decoder.register_forward_pre_hook(tracker.on_decoder, with_kwargs=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Tracker:
+    def __init__(self, adapter: Adapter, session: Session) -> None:
+        self._adapter = adapter
+        self._session = session
+        self._ids: torch.Tensor | None = None
+
+    def on_tokens(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Families embed the prompt in various places, but always its ids, placeholders included."""
+        if entered(self._session):
+            self._ids = inputs[0]
+
+    def on_decoder(self, _module: nn.Module, _inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
+        if not entered(self._session):
+            return
+        ids = given["input_ids"] if given.get("input_ids") is not None else self._ids
+        embeds = given.get("inputs_embeds")
+        if ids is not None and embeds is not None:
+            ids = _like(ids, embeds)
+        if ids is None:
+            raise MmattnError("The edit cannot tell where the image tokens are", "Pass input_ids, not inputs_embeds.")
+        image = ids == self._adapter.image_token_id
+        cache = given.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if past:
+            image = torch.cat([self._before(past, len(image)), image], dim=1)
+        self._session.columns = Columns.of_sequence(image, ids.shape[1])
+
+    def _before(self, past: int, batch: int) -> torch.Tensor:
+        """Image tokens (B, past) among the keys that the cache holds."""
+        known = self._session.columns
+        if known is None or known.image.shape[0] != batch or known.image.shape[1] < past:
+            raise MmattnError(
+                "The edit did not see the beginning of this generation", "Enter mmattn.edit() before the prefill."
+            )
+        return known.image[:, :past]
+
+
+def _like(ids: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor | None:
+    """`ids` of the rows of `embeds`: the same, or each repeated (beams); None if they do not belong together."""
+    if ids.ndim != 2 or ids.shape[1] != embeds.shape[1] or embeds.shape[0] % ids.shape[0]:
+        return None
+    return ids.repeat_interleave(embeds.shape[0] // ids.shape[0], dim=0)
