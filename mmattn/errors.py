@@ -18,6 +18,18 @@ class MmattnError(Exception):
         super().__init__(f"{self.message}. {remedy}" if remedy else self.message)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of torch or Python says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's CPU allocator
+
+
+def has_surrogate(text: str) -> bool:
+    """Whether `text` holds half of a character pair, which no file, terminal or tokenizer takes."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> MmattnError:
     """The error for a name that is not in a list: near matches first, then the whole list."""
     names = sorted(known)

@@ -24,10 +24,11 @@ def open_image(source: ImageLike) -> Image.Image:
     """Return `source` as an upright 8-bit RGB picture.
 
     Args:
-        source: a path, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4): uint8, or float in 0..1.
+        source: a path, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8, float in 0..1,
+            or, for grey, uint16.
 
     EXIF rotation is applied, 16-bit greyscale is scaled to 8 bit, transparency is laid over white, CMYK and
-    palettes are converted.
+    palettes are converted. A PIL image of mode "F" is read as a float array.
 
     Raises:
         MmattnError: the file is missing, is no picture, is truncated, or is smaller than 2 x 2 pixels.
@@ -66,6 +67,8 @@ def _loaded(picture: Image.Image, name: str) -> Image.Image:
 
 
 def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
         raise MmattnError(
             f"An array of shape {array.shape} is no picture", "Give (H, W), (H, W, 3) or (H, W, 4), channels last."
@@ -74,13 +77,17 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise MmattnError("A float picture must lie in 0..1", "Scale it, or pass uint8 values in 0..255.")
         array = np.round(array * 255).astype(np.uint8)
+    if array.dtype == np.uint16 and array.ndim == 2:
+        array = _to_8_bit(array.astype(np.float64))
     if array.dtype != np.uint8:
         raise MmattnError(f"An array of type {array.dtype} is no picture", "Pass uint8, or float in 0..1.")
     return Image.fromarray(array)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
+    if picture.mode == "F":
+        return _from_array(np.asarray(picture)).convert("RGB")
+    if picture.mode.startswith("I"):
         return Image.fromarray(_to_8_bit(np.asarray(picture, dtype=np.float64))).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from mmattn import scenes
 from mmattn.adapters import require_supported
-from mmattn.errors import MmattnError
+from mmattn.errors import MmattnError, unknown
 
 BUNDLED = ("scenes-llava",)
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -26,7 +27,8 @@ def load_pretrained(
 ) -> tuple[PreTrainedModel, Any, dict[str, Any]]:
     """The transformers model and processor of `name`, in evaluation mode on its device, and its presets.
 
-    Presets are what `mmattn.json` in a local model folder says, such as which head localises best.
+    Presets are what `mmattn.json` in a local model folder says: "localisation_head", the (layer, head) that points
+    best at things.
 
     Weights come from safetensors only. See `mmattn.load` for the arguments.
 
@@ -43,11 +45,11 @@ def load_pretrained(
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=_dtype(dtype, place), use_safetensors=True, **options, **kwargs
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise MmattnError(f"Cannot load {name} ({_first_line(error)})", _remedy(local)) from error
     try:
         model = model if "device_map" in kwargs else model.to(place)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except (torch.OutOfMemoryError, RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise MmattnError(
             f"Cannot place {name} on {place} ({_first_line(error)})", "Use dtype='bfloat16' or device_map='auto'."
         ) from error
@@ -63,10 +65,8 @@ def _locate(name: str) -> tuple[str, bool]:
             raise MmattnError(f"Folder {path} holds no config.json", "Give the folder written by save_pretrained().")
         return str(path), True
     if "/" not in name or path.is_absolute() or name.count("/") > 1:
-        known = ", ".join(BUNDLED)
-        raise MmattnError(
-            f"There is no model {name!r}", f"Bundled: {known}. Or give a local folder, or a hub id like org/name."
-        )
+        problem = unknown("model", name, BUNDLED)
+        raise MmattnError(problem.message, f"{problem.remedy} Or give a local folder, or a hub id like org/name.")
     return name, False
 
 
@@ -74,10 +74,18 @@ def _presets(folder: Path) -> dict[str, Any]:
     path = folder / "mmattn.json"
     if not path.is_file():
         return {}
+    mend = "Mend it, or delete it to do without presets."
     try:
-        presets: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MmattnError(f"{path} is not JSON ({error})", "Mend it, or delete it to do without presets.") from error
+        presets = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise MmattnError(f"{path} is not JSON ({error})", mend) from error
+    if not isinstance(presets, dict):
+        raise MmattnError(f"{path} holds no JSON object", mend)
+    if (head := presets.get("localisation_head")) is not None:
+        places = [head.get(word) if isinstance(head, dict) else None for word in ("layer", "head")]
+        if not all(type(place) is int and place >= 0 for place in places):
+            raise MmattnError(f'{path}: "localisation_head" must be {{"layer": number, "head": number}}', mend)
+        presets["localisation_head"] = tuple(places)
     return presets
 
 
@@ -88,7 +96,10 @@ def _device(device: str | None) -> torch.device:
         place = torch.device(device)
     except RuntimeError as error:
         raise MmattnError(f"Unknown device {device!r}", 'Use for example "cpu", "cuda" or "cuda:1".') from error
-    if place.type == "cuda" and not torch.cuda.is_available():
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if place.type == "xpu":
+        available["xpu"] = torch.xpu.is_available()
+    if not available.get(place.type):
         raise MmattnError(f"Device {device!r} is not available on this machine", 'Use device="cpu".')
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise MmattnError(f"Device {device!r} does not exist", f"There are {torch.cuda.device_count()} GPUs.")

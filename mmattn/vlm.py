@@ -44,8 +44,7 @@ class VLM:
         self.processor = processor
         self.name = name or str(model.config._name_or_path or type(model).__name__)
         self.adapter = adapter_for(model, processor)
-        head = (presets or {}).get("localisation_head")
-        self.localisation_head: tuple[int, int] | None = (head["layer"], head["head"]) if head else None
+        self.localisation_head: tuple[int, int] | None = (presets or {}).get("localisation_head")
 
     def generate(
         self,
@@ -202,7 +201,10 @@ def _samples(images: Any, prompts: str | Sequence[str]) -> list[Sample]:
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
-    """A hash over the names, shapes and 64 values of every weight: cheap, and different for other checkpoints."""
+    """A hash over the names, shapes and about 64 evenly spaced values of every weight.
+
+    Cheap, and different for another training; a change of a few single values may go unnoticed.
+    """
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         digest.update(f"{name} {tuple(weight.shape)}".encode())

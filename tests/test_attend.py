@@ -176,6 +176,9 @@ def test_overlay_keeps_the_picture_where_it_is_cold(pictures: list[Any], tmp_pat
     assert not changed[10:].any()
     path = save_overlay(tmp_path / "new" / "o.png", picture, heat, "a $title^ with <odd> signs", [(1, 2, 30, 40)])
     assert path.stat().st_size > 1000
+    named = save_overlay(tmp_path / "bare", picture, heat)
+    assert named == tmp_path / "bare.png"
+    assert named.stat().st_size > 1000
     with pytest.raises(MmattnError, match="60 x 120"):
         overlay(picture, heat.T)
     with pytest.raises(MmattnError, match="Cannot write"):

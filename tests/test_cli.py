@@ -75,7 +75,7 @@ def test_lists(capsys: Any, monkeypatch: Any) -> None:
     assert "vcd: Contrast with a noised copy" in out
     assert "alpha=1.0, beta=0.1, noise_step=500" in out
     names = [row["name"] for row in json.loads(run(capsys, monkeypatch, "methods", "--json")[1])]
-    assert names == ["greedy", "vcd"]
+    assert names == ["greedy", "vcd", "boost"]
     assert "scenes-llava" in run(capsys, monkeypatch, "models")[1]
     assert "llava" in json.loads(run(capsys, monkeypatch, "models", "--json")[1])["families"]
 
@@ -89,6 +89,8 @@ BAD = [
     (["attend", "{folder}/0.png", "-p", "q", "--rows", "zebra"], "do not stand in the prompt"),
     (["attend", "{folder}/0.png", "-p", "q", "--layer", "9"], "no layer 9"),
     (["attend", "{folder}/0.png", "-p", "q", "--out", "/proc/none/x.png"], "Cannot write"),
+    (["generate", "{folder}/0.png", "-p", "q", "--sample", "--temperature", "nan"], "temperature"),
+    (["generate", "{folder}/0.png", "-p", "q", "--method", "vcd(alpha=1e999)"], "VCD alpha"),
 ]
 
 
@@ -114,3 +116,51 @@ def test_a_traceback_is_shown_when_asked_for(monkeypatch: Any) -> None:
 def test_usage_errors_and_help_do_not_load_torch() -> None:
     code = "import sys, mmattn.cli; assert 'torch' not in sys.modules, 'slow start'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+UNEXPECTED: list[tuple[BaseException, int, str]] = [
+    (ZeroDivisionError("division by zero\nmore"), 1, "unexpected ZeroDivisionError: division by zero. Please report"),
+    (OSError(28, "No space left on device", "x.json"), 1, "x.json: No space left on device"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), 1, "Out of memory. Use a smaller"),
+    (MemoryError(), 1, "Out of memory"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "message"), UNEXPECTED, ids=lambda one: type(one).__name__)
+def test_even_the_unexpected_is_one_line(
+    error: BaseException, status: int, message: str, capsys: Any, monkeypatch: Any
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_status", fail)
+    code, out, err = run(capsys, monkeypatch, "models")
+    assert (code, out) == (status, "")
+    assert err.startswith(f"mmattn: {message}")
+    assert err.count("\n") == 1
+
+
+def _program(shell: str) -> subprocess.CompletedProcess[str]:
+    command = f"{sys.executable} -c 'from mmattn.cli import main; main()' {shell}"
+    return subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    done = _program("methods > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "mmattn: No space left on device. --traceback shows where.\n"
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    done = _program("methods | true")
+    assert done.stderr == ""
+
+
+def test_a_poor_terminal_gets_escapes(monkeypatch: Any) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = _program('generate nowhere.png -p "\u00e9" --method "\u00e9"')
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "\\xe9" in done.stderr

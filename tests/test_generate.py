@@ -171,8 +171,13 @@ def test_out_of_memory_halves_the_batch_and_keeps_finished_work(
     assert vlm.generate(pictures, PROMPTS, max_new_tokens=4, on_done=finished.append) == expected
     assert sizes[0] == 5
     assert sum(finished) == 5
-    monkeypatch.setattr(vlm.adapter, "decode", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
-    with pytest.raises(MmattnError, match="single sample"):
+    on_cpu = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    for error in (torch.OutOfMemoryError("no"), MemoryError(), on_cpu):
+        monkeypatch.setattr(vlm.adapter, "decode", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(MmattnError, match="single sample"):
+            vlm.generate(pictures[0], "q")
+    monkeypatch.setattr(vlm.adapter, "decode", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
         vlm.generate(pictures[0], "q")
 
 

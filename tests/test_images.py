@@ -65,6 +65,9 @@ def test_readable_pictures(
 def test_arrays_and_pil_images() -> None:
     grey = np.full((4, 6), 0.5, dtype=np.float32)
     assert np.asarray(open_image(grey))[0, 0].tolist() == [128, 128, 128]
+    assert np.asarray(open_image(grey[:, :, None]))[0, 0].tolist() == [128, 128, 128]
+    assert np.asarray(open_image(Image.fromarray(grey)))[0, 0].tolist() == [128, 128, 128]
+    assert np.asarray(open_image(np.full((4, 6), 65535, dtype=np.uint16)))[0, 0].tolist() == [255, 255, 255]
     colour = np.full((4, 6, 3), 200, dtype=np.uint8)
     assert open_image(colour).size == (6, 4)
     assert open_image(Image.new("L", (6, 4), 9)).mode == "RGB"
@@ -98,6 +101,9 @@ FAILS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("channels first", lambda _: np.zeros((3, 8, 8), dtype=np.uint8), "channels last"),
     ("float out of range", lambda _: np.full((4, 4), 2.0), "0..1"),
     ("nan", lambda _: np.full((4, 4), np.nan), "0..1"),
+    ("nan in a picture", lambda _: Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)), "0..1"),
+    ("float picture out of range", lambda _: Image.fromarray(np.full((4, 4), 9.0, dtype=np.float32)), "0..1"),
+    ("uint16 colour", lambda _: np.zeros((4, 4, 3), dtype=np.uint16), "uint8"),
     ("int64", lambda _: np.zeros((4, 4), dtype=np.int64), "uint8"),
     ("number", lambda _: 3, "Cannot read a picture from int"),
 ]

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from PIL import Image
 
-from mmattn.errors import MmattnError
+from mmattn.errors import MmattnError, has_surrogate
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Sample:
         for what, words in (("A prompt", self.prompt), ("An answer", self.answer)):
             if what == "A prompt" and not isinstance(words, str):
                 raise MmattnError(f"A prompt must be text, not {type(words).__name__}", "Pass a str for each prompt.")
-            if isinstance(words, str) and _surrogate(words):
+            if isinstance(words, str) and has_surrogate(words):
                 raise MmattnError(f"{what} holds half a character (a lone surrogate)", "Decode the text as UTF-8.")
 
     @cached_property
@@ -37,7 +37,3 @@ class Sample:
             hashlib.sha256(repr((picture.size, picture.mode)).encode() + picture.tobytes()).hexdigest()
             for picture in self.images
         )
-
-
-def _surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)

@@ -99,7 +99,7 @@ def attend(
     if layer is None and head is None and vlm.localisation_head:
         layer, head = [vlm.localisation_head[0]], [vlm.localisation_head[1]]
     heat = read.heatmap(layers=layer, heads=head, smooth=smooth)
-    save_overlay(out, picture, heat, f"{prompt}\n{text}")
+    out = save_overlay(out, picture, heat, f"{prompt}\n{text}")
     x, y = read.peak(layers=layer, heads=head)
     if as_json:
         report = {"prompt": prompt, "answer": text, "peak": [x, y], "rows": describe_rows(read), "picture": str(out)}

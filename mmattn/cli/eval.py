@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # these take seconds to import, and --help needs none of them
 app = typer.Typer(no_args_is_help=True, help="Measure hallucination: POPE, CHAIR, or both.")
 
 INTERRUPTED = 130
+INCOMPLETE = 3
 
 Methods = Annotated[str, typer.Option("--method", help="Comma-separated; the others are compared with the first.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")]
@@ -44,22 +45,30 @@ def pope(
     max_new_tokens: Length = 8,
     annotations: Annotations = None,
     images: Images = None,
-    split: Annotated[str, typer.Option(help="Comma-separated: random, popular, adversarial.")] = ",".join(
-        ("random", "popular", "adversarial")
-    ),
+    split: Annotated[
+        str | None, typer.Option(help="Comma-separated: random, popular, adversarial; by default all three.")
+    ] = None,
     questions: Annotated[Path | None, typer.Option(help="Published POPE file to ask instead (JSON lines).")] = None,
     scorer: Annotated[str, typer.Option(help="Rule that reads yes or no from an answer.")] = "official",
     as_json: AsJson = False,
     fresh: Fresh = False,
 ) -> None:
-    """POPE: yes/no questions about objects that are there and objects that are not."""
+    """POPE: yes/no questions about objects that are there and objects that are not.
+
+    Ends with status 3 when some questions could not be asked.
+    """
     job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
 
     def benchmarks() -> list[Benchmark]:
         if questions is not None:
+            if annotations is not None or split is not None:
+                raise MmattnError(
+                    "--questions names the questions, --annotations and --split build them",
+                    "Drop --questions, or the other two.",
+                )
             return [_published(questions, images, scorer, max_new_tokens, limit)]
         data = Data.find(annotations, None, images, captions_needed=False)
-        return _pope(data, _names(split), scorer, max_new_tokens, seed, limit)
+        return _pope(data, _names(split or "random,popular,adversarial"), scorer, max_new_tokens, seed, limit)
 
     _run("pope", job, benchmarks)
 
@@ -221,9 +230,11 @@ def _run(kind: str, job: Job, benchmarks: Callable[[], list[Benchmark]]) -> None
         asked = benchmarks()
         results = _evaluate(job, asked, out)
     except KeyboardInterrupt:
-        typer.echo(f"Stopped. Finished answers are kept in {out}; run the same command again to continue.", err=True)
+        again = "run the same command again, without --fresh," if job.fresh else "run the same command again"
+        typer.echo(f"Stopped. Finished answers are kept in {out}; {again} to continue.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    _print(results, out, job.as_json)
+    if not _print(results, out, job.as_json):
+        raise typer.Exit(INCOMPLETE)
 
 
 def _evaluate(job: Job, asked: list[Benchmark], out: Path) -> dict[str, Any]:
@@ -261,7 +272,8 @@ def _draw(model: Any, asked: list[Benchmark], method: str, out: Path) -> None:
         typer.echo(f"No picture: {error}", err=True)
 
 
-def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:
+def _print(results: dict[str, Any], out: Path, as_json: bool) -> bool:
+    """Show the results; whether every question was asked."""
     from rich.console import Console
 
     from mmattn.eval.report import failures, table
@@ -275,6 +287,7 @@ def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:
     if problem:
         typer.echo(f"{problem} Details: {out / 'samples.jsonl'}", err=True)
     typer.echo(f"Run folder: {out}", err=True)
+    return not problem
 
 
 def _names(text: str) -> list[str]:

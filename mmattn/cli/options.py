@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from mmattn.errors import MmattnError
 
 if TYPE_CHECKING:
     from mmattn.vlm import VLM
@@ -44,11 +41,3 @@ def emit(value: Any) -> None:
 def say(text: str) -> None:
     """One line for people on the standard output."""
     sys.stdout.write(text + "\n")
-
-
-def write_json(path: Path, value: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise MmattnError(f"Cannot write {path} ({error.strerror})", "Choose a writable path.") from error

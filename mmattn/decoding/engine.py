@@ -16,7 +16,7 @@ from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Sample
 from mmattn.attention import Session
 from mmattn.decoding.method import Method
 from mmattn.decoding.sampling import Sampling, stream
-from mmattn.errors import MmattnError
+from mmattn.errors import MmattnError, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def run(
 ) -> list[Generation]:
     """Decode requests in batches of at most `batch_size`; results come in the order of the requests.
 
-    Requests of similar length share a batch, so little is padded. A batch that runs out of GPU memory is halved and
+    Requests of similar length share a batch, so little is padded. A batch that runs out of memory is halved and
     tried again; finished ones are kept. `on_done` hears how many answers each batch finished.
 
     Raises:
@@ -83,7 +83,9 @@ def run(
         chunk = waiting.pop()
         try:
             answers = _decode_batch(adapter, [requests[index] for index in chunk], options)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             if len(chunk) == 1:
                 raise MmattnError(
                     "Out of memory with a single sample", "Use a smaller dtype, fewer pictures, or device_map."

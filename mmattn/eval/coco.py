@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmattn.errors import MmattnError
+from mmattn.errors import MmattnError, has_surrogate
 
 Box = tuple[float, float, float, float]
 
@@ -76,7 +76,8 @@ def load_instances(path: Path) -> Instances:
     sizes = {
         image["file_name"]: (image["width"], image["height"])
         for image in data["images"]
-        if isinstance(image.get("width"), int) and isinstance(image.get("height"), int)
+        if type(image.get("width")) is int and type(image.get("height")) is int
+        if _is_length(image["width"]) and _is_length(image["height"])
     }
     return Instances(path.name, digest, tuple(names.values()), tuple(categories.values()), objects, boxes, sizes)
 
@@ -99,7 +100,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     raw = path.read_bytes()
     try:
         data = json.loads(raw)
-    except ValueError as error:  # covers both broken JSON and broken UTF-8
+    except (ValueError, RecursionError) as error:  # covers broken JSON, broken UTF-8 and endless brackets
         raise MmattnError(f"{path} is not valid JSON ({error})", "Download or export the file again.") from error
     if not isinstance(data, dict):
         raise MmattnError(
@@ -139,6 +140,8 @@ def _check_entry(where: str, entry: Any, keys: Mapping[str, tuple[type, ...]]) -
         # bool is an int in Python; True is no id
         if not isinstance(entry[key], types) or isinstance(entry[key], bool):
             raise MmattnError(f"{where}: '{key}' is {_kind(entry[key])}", f"It must be {_WORDS[types[0]]}.")
+        if isinstance(entry[key], str) and has_surrogate(entry[key]):
+            raise MmattnError(f"{where}: '{key}' holds half a character", "Export the file again as UTF-8.")
         if entry[key] == "" and key != "caption":
             raise MmattnError(f"{where}: '{key}' is empty", "Give it a value or remove the entry.")
 
@@ -167,9 +170,13 @@ def _check_links(path: Path, data: dict[str, Any], key: str, target: str, word: 
 
 def _check_box(where: str, entry: dict[str, Any]) -> None:
     box = entry.get("bbox", [0, 0, 0, 0])
-    numbers = isinstance(box, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
-    if not numbers or len(box) != 4:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_length, box)):
         raise MmattnError(f"{where}: 'bbox' is not four numbers", "It must be [x, y, width, height] in pixels.")
+
+
+def _is_length(value: Any) -> bool:
+    """A finite number of a size that pixels can have."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _index(data: dict[str, Any]) -> Any:

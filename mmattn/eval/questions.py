@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mmattn.errors import MmattnError, unknown
+from mmattn.errors import MmattnError, has_surrogate, unknown
 from mmattn.eval.coco import Instances
 
 STRATEGIES = ("random", "popular", "adversarial")
@@ -158,12 +158,14 @@ def _parse(where: str, line: str) -> Question:
     form = 'Each line is {"question_id": 1, "image": "1.jpg", "text": "Is there a dog in the image?", "label": "no"}.'
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MmattnError(f"{where} is not valid JSON ({error})", form) from error
     if not isinstance(values, dict):
         raise MmattnError(f"{where} is not a JSON object", form)
     for key, kind in (("question_id", int), ("image", str), ("text", str), ("label", str)):
-        if not isinstance(values.get(key), kind) or isinstance(values.get(key), bool) or values[key] == "":
+        value = values.get(key)
+        broken = isinstance(value, str) and (value == "" or has_surrogate(value))
+        if not isinstance(value, kind) or isinstance(value, bool) or broken:
             raise MmattnError(f"{where} has no usable '{key}'", form)
     if values["label"].lower() not in ("yes", "no"):
         raise MmattnError(f"{where}: label {values['label']!r} is neither yes nor no", form)

@@ -48,9 +48,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("wb")
         except OSError as error:
-            raise MmattnError(
-                f"Cannot write to the run folder {self.path} ({error.strerror})", "Choose another with --out."
-            ) from error
+            raise _unwritable(self.path, error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._open()
@@ -59,6 +57,9 @@ class RunFolder:
             raise MmattnError(
                 f"Another run is writing to {self.path}", "Wait for it, or choose another folder with --out."
             ) from error
+        except OSError as error:  # such as a folder where run.json should be
+            self._lock.close()
+            raise _unwritable(self.path, error) from error
         except BaseException:
             self._lock.close()
             raise
@@ -75,9 +76,15 @@ class RunFolder:
         """Add records; they are on the disk when this returns."""
         assert self._samples is not None, "the folder is not open"
         records = list(records)
-        self._samples.write(b"".join(_line(record) for record in records))
-        self._samples.flush()
-        os.fsync(self._samples.fileno())
+        try:
+            self._samples.write(b"".join(_line(record) for record in records))
+            self._samples.flush()
+            os.fsync(self._samples.fileno())
+        except OSError as error:
+            raise MmattnError(
+                f"Cannot write to {self._samples.name} ({error.strerror})",
+                "Finished answers are kept; make room and run the same command again.",
+            ) from error
         self.records.extend(records)
 
     def write(self, name: str, text: str) -> Path:
@@ -112,14 +119,25 @@ class RunFolder:
 
 
 def write_atomic(path: Path, text: str) -> Path:
-    """Write through a temporary file in the same folder and a rename."""
+    """Write through a temporary file in the same folder and a rename.
+
+    Raises:
+        MmattnError: the disk is full, a folder is in the way, or no permission.
+    """
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
     return path
+
+
+def _unwritable(path: Path, error: OSError) -> MmattnError:
+    return MmattnError(f"Cannot write {path} ({error.strerror or error})", "Clear the way, or choose another --out.")
 
 
 def read_records(path: Path) -> tuple[list[Record], int]:

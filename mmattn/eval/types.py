@@ -133,7 +133,9 @@ class Model(Protocol):
         max_new_tokens: int,
         batch_size: int,
         seed: int,
-    ) -> Sequence[Answer]: ...
+        keys: Sequence[str],
+    ) -> Sequence[Answer]:
+        """Answers in order; `keys` name the random streams of the prompts, so that no draw depends on the batch."""
 
 
 def ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

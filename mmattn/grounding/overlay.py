@@ -43,8 +43,12 @@ def save_overlay(
     title: str = "",
     boxes: Sequence[Box] = (),
 ) -> Path:
-    """Write the picture beside the picture with its heat map, both under `title`; `boxes` are XYXY pixels."""
-    target = Path(path)
+    """Write the picture beside the picture with its heat map, both under `title`; `boxes` are XYXY pixels.
+
+    Returns:
+        The path written: `path`, with ".png" where it has no ending.
+    """
+    target = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
     shape = image.height / image.width
     figure = Figure(figsize=(8, min(max(4 * shape, 1.5), 16) + 0.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

@@ -89,6 +89,7 @@ class FakeModel:
     dies_in: int | None = None
     error: type[BaseException] = Killed
     asked: list[tuple[str, str]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
     calls: int = 0
 
     def describe(self) -> dict[str, Any]:
@@ -103,7 +104,10 @@ class FakeModel:
         max_new_tokens: int,
         batch_size: int,
         seed: int,
+        keys: Sequence[str],
     ) -> list[Spoken]:
+        assert len(keys) == len(prompts)
+        self.keys += keys
         self.calls += 1
         if self.calls == self.dies_in:
             raise self.error

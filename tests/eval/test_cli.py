@@ -91,6 +91,9 @@ def test_interruption_keeps_the_work_and_says_how_to_go_on(world: World, fake: F
     assert str(out) in result.stderr
     assert "Traceback" not in result.output
     assert (out / "samples.jsonl").read_text().count("\n") == 8
+    assert "run the same command again to continue" in result.stderr
+    fake.dies_in = fake.calls + 1
+    assert "again, without --fresh, to continue" in invoke(*words, "--fresh").stderr
     fake.dies_in = None
     assert invoke(*words).exit_code == 0
     assert invoke("pope", *data(world), "--out", tmp_path / "other").stdout == invoke(*words).stdout
@@ -105,6 +108,8 @@ def test_interruption_keeps_the_work_and_says_how_to_go_on(world: World, fake: F
         (["pope", "--annotations", "none.json", "--images", "nowhere"], "Image folder nowhere does not exist"),
         (["pope", "--questions", "q.json"], "--questions needs the images"),
         (["pope", "DATA", "--split", "randm"], "Did you mean random"),
+        (["pope", "DATA", "--questions", "q.json"], "Drop --questions, or the other two"),
+        (["pope", "--images", ".", "--split", "random", "--questions", "q.json"], "Drop --questions"),
         (["pope", "DATA", "--split", ","], "No POPE split"),
         (["pope", "DATA", "--scorer", "vdc"], "Unknown scorer"),
         (["pope", "DATA", "--method", "gredy"], "Did you mean greedy"),
@@ -140,6 +145,7 @@ def test_missing_images_are_told_on_stderr(world: World, fake: FakeModel, tmp_pa
         (folder / path.name).write_bytes(path.read_bytes())
     words = ["--annotations", world.instances, "--images", folder, "--out", tmp_path / "run"]
     result = invoke("chair", *words)
-    assert result.exit_code == 0
+    assert result.exit_code == 3
+    assert "recall" in result.stdout
     assert "4 questions could not be asked" in result.stderr
     assert "No --captions" in result.stderr

@@ -72,6 +72,11 @@ def test_what_a_good_file_says(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (entry("annotations", 0, bbox=[1, 2, 3]), "annotations[0]: 'bbox' is not four numbers"),
         (entry("annotations", 0, bbox=[1, 2, 3, "4"]), "annotations[0]: 'bbox' is not four numbers"),
         (entry("annotations", 0, bbox=7), "annotations[0]: 'bbox' is not four numbers"),
+        (entry("annotations", 0, bbox=[1, 2, 3, 10**400]), "annotations[0]: 'bbox' is not four numbers"),
+        (entry("annotations", 0, bbox=[1, 2, 3, float("nan")]), "annotations[0]: 'bbox' is not four numbers"),
+        (entry("annotations", 0, bbox=[1, 2, float("inf"), 3]), "annotations[0]: 'bbox' is not four numbers"),
+        (entry("images", 0, file_name="a\ud800.jpg"), "images[0]: 'file_name' holds half a character"),
+        (entry("categories", 0, name="\udfff"), "categories[0]: 'name' holds half a character"),
     ],
 )
 def test_malformed_instances(edit: Edit, message: str, tmp_path: Path) -> None:
@@ -108,6 +113,7 @@ def test_malformed_captions(edit: Edit, message: str, tmp_path: Path) -> None:
         (b"\xff\xfe", "not valid JSON"),
         (b"[]", "holds a list, not a COCO annotation file"),
         (b"null", "holds null"),
+        (b"[" * 100_000, "not valid JSON"),
     ],
 )
 def test_files_that_are_no_annotations(raw: bytes, message: str, tmp_path: Path) -> None:

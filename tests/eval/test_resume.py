@@ -156,5 +156,29 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MmattnError, match="Cannot write to the run folder"), RunFolder(tmp_path / "file", {}, None):
+    with pytest.raises(MmattnError, match=r"Cannot write .*file"), RunFolder(tmp_path / "file", {}, None):
         pass
+
+
+@pytest.mark.parametrize("name", ["run.json", "samples.jsonl", "results.json"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_in_the_way_of_a_file_is_told(world: World, tmp_path: Path, name: str, fresh: bool) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(MmattnError, match=r"Cannot write|no run\.json"):
+        run(world, tmp_path, fresh=fresh)
+
+
+def test_a_full_disk_keeps_what_is_finished(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+
+    def sync(handle: int) -> None:
+        synced.append(handle)
+        if len(synced) > 8:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(MmattnError, match=r"No space left on device.*make room and run the same command again"):
+        run(world, tmp_path)
+    monkeypatch.undo()
+    assert read_records(tmp_path / "samples.jsonl")[0]
+    assert run(world, tmp_path)["samples"]["chair"]["greedy"]["failed"] == 0

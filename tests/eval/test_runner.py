@@ -157,3 +157,32 @@ def test_the_table_has_every_number(undisturbed: Path) -> None:
     for word in ("accuracy", "false-yes rate", "CHAIR_i", "recall", "F1", "length in words", "bootstrap"):
         assert word in text
     assert "nan" not in text.lower()
+
+
+class _Drawing(FakeModel):
+    """A real model that draws its answers, so that everything hangs on the random streams."""
+
+    def __init__(self, vlm: mmattn.VLM) -> None:
+        super().__init__()
+        self.vlm = vlm
+
+    def generate(self, images: Any, prompts: Any, **options: Any) -> Any:
+        return self.vlm.generate(images, prompts, do_sample=True, temperature=3.0, **options)
+
+
+def test_equal_pictures_under_two_names_do_not_depend_on_the_batch(
+    world: World, vlm: mmattn.VLM, tmp_path: Path
+) -> None:
+    first, *others = sorted(world.images.iterdir())
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in (first, *others):
+        (folder / path.name).write_bytes(first.read_bytes())
+    data = load_instances(world.instances)
+    asked: list[Benchmark] = [Pope("random", build(data, "random"), folder, limit=6, max_new_tokens=4)]
+    runs = []
+    for size in (1, 5, 16):
+        run(world, tmp_path / str(size), _Drawing(vlm), asked=asked, batch_size=size)
+        runs.append(answers(tmp_path / str(size)))
+    assert runs[0] == runs[1] == runs[2]
+    assert len({line["answer"] for line in runs[0]}) > 3
