@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,28 +67,45 @@ class _Tracker:
     def __init__(self, adapter: Adapter, session: Session) -> None:
         self._adapter = adapter
         self._session = session
-        self._ids: torch.Tensor | None = None
+        self._recent: deque[torch.Tensor] = deque(maxlen=2)  # an encoder-decoder embeds twice before its decoder runs
+        self._source: torch.Tensor | None = None
 
     def on_tokens(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Families embed the prompt in various places, but always its ids, placeholders included."""
         if entered(self._session):
-            self._ids = inputs[0]
+            self._recent.append(inputs[0])
 
     def on_decoder(self, _module: nn.Module, _inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
         if not entered(self._session):
             return
-        ids = given["input_ids"] if given.get("input_ids") is not None else self._ids
-        embeds = given.get("inputs_embeds")
-        if ids is not None and embeds is not None:
-            ids = _like(ids, embeds)
-        if ids is None:
-            raise MmattnError("The edit cannot tell where the image tokens are", "Pass input_ids, not inputs_embeds.")
+        if given.get("encoder_hidden_states") is not None:
+            self._on_encoder_decoder(given)
+            return
+        ids = given["input_ids"] if given.get("input_ids") is not None else self._ids_of(given["inputs_embeds"])
         image = ids == self._adapter.image_token_id
         cache = given.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
         if past:
             image = torch.cat([self._before(past, len(image)), image], dim=1)
         self._session.columns = Columns.of_sequence(image, ids.shape[1])
+
+    def _on_encoder_decoder(self, given: dict[str, Any]) -> None:
+        """The decoder looks at the encoder's tokens, the same ones at every step."""
+        new = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+        source, known = given["encoder_hidden_states"], self._session.columns
+        if known is not None and source is self._source:
+            image = known.image
+        else:
+            image, self._source = self._ids_of(source) == self._adapter.image_token_id, source
+        self._session.columns = Columns.of_encoder(image, new.shape[1])
+
+    def _ids_of(self, embeds: torch.Tensor) -> torch.Tensor:
+        """The ids that became `embeds`: as many, or each row repeated (beams). They are used once."""
+        for ids in self._recent:
+            if ids.ndim == 2 and ids.shape[1] == embeds.shape[1] and embeds.shape[0] % ids.shape[0] == 0:
+                self._recent.clear()
+                return ids.repeat_interleave(embeds.shape[0] // ids.shape[0], dim=0)
+        raise MmattnError("The edit cannot tell where the image tokens are", "Pass input_ids, not inputs_embeds.")
 
     def _before(self, past: int, batch: int) -> torch.Tensor:
         """Image tokens (B, past) among the keys that the cache holds."""
@@ -97,10 +115,3 @@ class _Tracker:
                 "The edit did not see the beginning of this generation", "Enter mmattn.edit() before the prefill."
             )
         return known.image[:, :past]
-
-
-def _like(ids: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor | None:
-    """`ids` of the rows of `embeds`: the same, or each repeated (beams); None if they do not belong together."""
-    if ids.ndim != 2 or ids.shape[1] != embeds.shape[1] or embeds.shape[0] % ids.shape[0]:
-        return None
-    return ids.repeat_interleave(embeds.shape[0] // ids.shape[0], dim=0)

@@ -12,6 +12,8 @@ from PIL import Image
 import mmattn
 from mmattn.adapters import Sample
 from mmattn.attention import NAME, RowCapture
+from mmattn.errors import MmattnError
+from tests.stock import eager_maps, implementation, inputs_of, is_t5, new_tokens
 from tests.test_generate import decoder_calls
 from tests.tiny import FAMILIES
 
@@ -23,40 +25,37 @@ def family(request: pytest.FixtureRequest) -> mmattn.VLM:
     return mmattn.wrap(*FAMILIES[request.param]())
 
 
-def _inputs(vlm: mmattn.VLM, images: list[Any], prompts: list[str]) -> dict[str, torch.Tensor]:
-    """A left-padded batch as a user of plain transformers makes it; `images` holds a list per prompt."""
-    texts = []
-    for row, prompt in zip(images, prompts, strict=True):
-        content = [*({"type": "image"} for _ in row), {"type": "text", "text": prompt}]
-        texts.append(vlm.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False))
-    vlm.processor.tokenizer.padding_side = "left"
-    flat = [image for row in images for image in row]
-    return dict(vlm.processor(images=flat, text=texts, padding=True, return_tensors="pt"))
+def _several(vlm: mmattn.VLM, images: list[Any]) -> list[Any]:
+    """As many of these pictures as the family takes in one prompt."""
+    return images[: vlm.adapter.max_images]
 
 
 def test_tokens_and_pixels_equal_the_processors_own(family: mmattn.VLM, pictures: list[Any]) -> None:
-    for images in (pictures[:1], pictures[:3], pictures[3:]):
-        expected = _inputs(family, [images], ["what is this?"])
+    for images in (pictures[:1], _several(family, pictures[:3]), _several(family, pictures[3:])):
+        expected = inputs_of(family, [images], ["what is this?"])
         got = family.adapter.prepare([Sample(tuple(images), "what is this?")])[0]
-        assert got.ids.tolist() == expected["input_ids"][0].tolist()
+        start = [0] if is_t5(family) else []
+        assert got.ids.tolist() == expected["input_ids"][0].tolist() + start
         places = (got.ids == family.adapter.image_token_id).nonzero().flatten().tolist()
         assert got.layout.image_tokens == places
+        if family.adapter.mixed:  # no token is a cell
+            continue
         cells = [cell for image in got.layout.images for view in image.views for cell in view.tokens]
         assert len(set(cells)) == len(cells)
         assert set(cells) <= set(places)
 
 
 def test_greedy_equals_transformers_generate(family: mmattn.VLM, pictures: list[Any]) -> None:
-    for images in [[one] for one in pictures] + [pictures[:2]]:
-        inputs = _inputs(family, [images], ["what?"])
-        ids = family.model.generate(**inputs, max_new_tokens=10, do_sample=False, eos_token_id=2, pad_token_id=0)
-        expected = [token for token in ids[0, inputs["input_ids"].shape[1] :].tolist() if token != 2]
+    for images in [[one] for one in pictures] + [_several(family, pictures[:2])]:
+        inputs = inputs_of(family, [images], ["what?"])
+        ids = new_tokens(family, inputs, max_new_tokens=10, do_sample=False, eos_token_id=2, pad_token_id=0)[0]
+        expected = [token for token in ids if token != 2]
         got = family.generate([images], ["what?"], max_new_tokens=10, stop_token_ids=[2])[0]
         assert list(got.token_ids) == expected
 
 
 def test_a_batch_is_its_samples(family: mmattn.VLM, pictures: list[Any]) -> None:
-    images = [pictures[0], [pictures[1], pictures[3]], None, pictures[2], pictures[4]]
+    images = [pictures[0], _several(family, [pictures[1], pictures[3]]), None, pictures[2], pictures[4]]
     settings: dict[str, Any] = {"max_new_tokens": 6, "stop_token_ids": []}
     alone = [family.generate([one], [text], **settings)[0] for one, text in zip(images, PROMPTS, strict=True)]
     assert family.generate(images, PROMPTS, **settings) == alone
@@ -79,42 +78,37 @@ def test_contrast_in_one_batch(family: mmattn.VLM, pictures: list[Any]) -> None:
 
 
 def test_nothing_asked_nothing_changed(family: mmattn.VLM, pictures: list[Any]) -> None:
-    inputs = _inputs(family, [[one] for one in pictures[:3]], PROMPTS[:3])
+    inputs = inputs_of(family, [[one] for one in pictures[:3]], PROMPTS[:3])
     plain = family.model(**inputs).logits
     with family.adapter.session():
-        assert family.model.config.text_config._attn_implementation == NAME
+        assert implementation(family) == NAME
         assert torch.equal(family.model(**inputs).logits, plain)
     capture = RowCapture(torch.full((3, 1), -1))
     with family.adapter.session(capture):
         assert torch.equal(family.model(**inputs).logits, plain)
     assert len(capture.weights) == len(family.adapter.attention_layers)
-    assert family.model.config.text_config._attn_implementation == "sdpa"
+    assert implementation(family) == "sdpa"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_captured_rows_equal_eager(name: str, pictures: list[Any]) -> None:
     vlm = mmattn.wrap(*FAMILIES[name](spread=0.1))
-    for images in ([pictures[1]], [pictures[0], pictures[3]]):
-        inputs = _inputs(vlm, [images], ["where is it?"])
-        vlm.model.set_attn_implementation({"text_config": "eager"})
-        with torch.no_grad():
-            maps = torch.stack(vlm.model(**inputs, output_attentions=True).attentions)[:, 0]
-        vlm.model.set_attn_implementation({"text_config": "sdpa"})
+    for images in ([pictures[1]], _several(vlm, [pictures[0], pictures[3]])):
+        inputs = inputs_of(vlm, [images], ["where is it?"])
+        maps = eager_maps(vlm, inputs)[:, 0]
         expected = maps[..., -1:, :][..., inputs["input_ids"][0] == vlm.adapter.image_token_id]
         got = vlm.attend(images, "where is it?")
         torch.testing.assert_close(got.weights, expected, atol=1e-6, rtol=0)
 
 
 def test_rows_of_a_padded_batch_equal_eager(family: mmattn.VLM, pictures: list[Any]) -> None:
-    inputs = _inputs(family, [[one] for one in pictures[:3]], PROMPTS[:3])
-    family.model.set_attn_implementation({"text_config": "eager"})
-    with torch.no_grad():
-        full = family.model(**inputs, output_attentions=True).attentions[0]
-    family.model.set_attn_implementation({"text_config": "sdpa"})
-    capture = RowCapture(torch.tensor([[-1, -3]] * 3), layers=(0,))
+    inputs = inputs_of(family, [[one] for one in pictures[:3]], PROMPTS[:3])
+    full = eager_maps(family, inputs)[0]
+    wanted = [-1] if is_t5(family) else [-1, -3]
+    capture = RowCapture(torch.tensor([wanted] * 3), layers=(0,))
     with torch.inference_mode(), family.adapter.session(capture):
         family.model(**inputs)
-    torch.testing.assert_close(capture.weights[0], full[:, :, [-1, -3]], atol=1e-6, rtol=0)
+    torch.testing.assert_close(capture.weights[0], full[:, :, wanted], atol=1e-6, rtol=0)
 
 
 def _gradient(width: int, height: int) -> Image.Image:
@@ -154,7 +148,7 @@ def _shown(vlm: mmattn.VLM, pixels: Any) -> np.ndarray:
         # Patches come merged-cell by merged-cell: 4 consecutive ones make one image token.
         return values.reshape(frames, rows // 2, columns // 2, 4, -1).mean((0, 3, 4))[None]
     values = values.reshape(-1, *values.shape[-3:])
-    patch = vlm.adapter.patch  # type: ignore[attr-defined]
+    patch = vlm.model.config.vision_config.patch_size
     tiles, channels, height, width = values.shape
     return values.reshape(tiles, channels, height // patch, patch, width // patch, patch).mean((1, 3, 5))
 
@@ -177,7 +171,7 @@ def _split(vlm: mmattn.VLM, prepared: Any, shown: np.ndarray) -> list[np.ndarray
 
 @pytest.mark.parametrize("size", [(112, 112), (400, 300), (200, 610), (700, 150), (97, 131)])
 def test_heat_maps_have_the_pictures_size_and_peaks_lie_inside(family: mmattn.VLM, size: tuple[int, int]) -> None:
-    read = family.attend(_gradient(*size), "where?", rows="prompt")
+    read = family.attend(_gradient(*size), "where?", rows="last" if is_t5(family) else "prompt")
     assert read.heatmap().shape == size[::-1]
     x, y = read.peak()
     assert 0 <= x <= size[0]
@@ -197,3 +191,75 @@ def test_newline_tokens_belong_to_no_cell(pictures: list[Any]) -> None:
         cells = {cell for view in image.views for cell in view.tokens}
         assert sorted(set(image.tokens) - cells) == newline.tolist()
         assert len(newline) == image.views[1].rows
+
+
+@pytest.fixture(scope="module", params=["instructblip", "instructblip-t5"])
+def mixing(request: pytest.FixtureRequest) -> mmattn.VLM:
+    """The families whose image tokens are mixtures of cells."""
+    return mmattn.wrap(*FAMILIES[request.param](spread=0.1))
+
+
+def test_shares_of_image_tokens_are_the_q_formers_cross_attention(mixing: mmattn.VLM, pictures: list[Any]) -> None:
+    """In a batch with instructions of other lengths, one by one as eager gives them; the class token left out."""
+    prompts = ["a longer question this time", "x", "is it?"]
+    prepared = mixing.adapter.prepare([Sample((one,), p) for one, p in zip(pictures, prompts, strict=False)])
+    with torch.inference_mode():
+        got = mixing.adapter.shares([one.pixels[0] for one in prepared])
+    for share, picture, prompt in zip(got, pictures, prompts, strict=False):
+        inputs = inputs_of(mixing, [[picture]], [prompt])
+        mixing.model.qformer.set_attn_implementation("eager")
+        with torch.no_grad():
+            out = mixing.model.get_image_features(
+                inputs["pixel_values"],
+                qformer_input_ids=inputs["qformer_input_ids"],
+                qformer_attention_mask=inputs["qformer_attention_mask"],
+                output_attentions=True,
+                return_dict=True,
+            )
+        mixing.model.qformer.set_attn_implementation("sdpa")
+        expected = torch.stack(out.qformer_outputs.cross_attentions)[:, 0].mean((0, 1))
+        assert expected.shape == (8, 17)
+        assert share is not None
+        torch.testing.assert_close(share, expected[:, 1:], atol=1e-6, rtol=0)
+
+
+def test_heat_maps_of_mixtures_are_the_product_of_both_attentions(mixing: mmattn.VLM, pictures: list[Any]) -> None:
+    read = mixing.attend(pictures[1], "where?", "here")
+    assert read.weights.shape == (3, 4, 5, 8)
+    share = read.shares[0]
+    assert share is not None
+    expected = (read.weights[1, 2, 3] @ share).reshape(4, 4).numpy()
+    np.testing.assert_allclose(read.grids(layers=1, heads=2, rows=3)[0], expected, rtol=1e-5)
+    assert read.heatmap().shape == (60, 120)
+
+
+def test_features_depend_on_the_question(mixing: mmattn.VLM, pictures: list[Any]) -> None:
+    """Equal pictures share the vision tower, not the Q-Former; equal questions about one share both."""
+    samples = [Sample((pictures[0],), prompt) for prompt in ("what?", "who?", "what?")]
+    keys = [one.pixels[0].key for one in mixing.adapter.prepare(samples)]
+    assert keys[0] == keys[2] != keys[1]
+    seen: list[int] = []
+    hook = mixing.model.vision_model.register_forward_hook(
+        lambda _m, _a, kwargs, _o: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    together = mixing.generate(pictures[0], ["what?", "who?", "what?"], max_new_tokens=4, stop_token_ids=[])
+    hook.remove()
+    assert seen == [1]
+    assert together[0] == together[2] != together[1]
+
+
+def test_one_picture_per_prompt_is_all_it_takes(mixing: mmattn.VLM, pictures: list[Any]) -> None:
+    with pytest.raises(MmattnError, match="instructblip takes 1 picture per prompt, not 2"):
+        mixing.generate([pictures[:2]], ["what?"])
+
+
+def test_an_encoders_tokens_cannot_be_rows(pictures: list[Any]) -> None:
+    vlm = mmattn.wrap(*FAMILIES["instructblip-t5"]())
+    for rows in ("prompt", "cat"):
+        with pytest.raises(MmattnError, match='choose rows "last" or "answer"'):
+            vlm.attend(pictures[0], "a cat?", rows=rows)
+    read = vlm.attend(pictures[0], "a cat?", "yes")
+    assert "".join(read.tokens).strip() == "yes"
+    first = vlm.attend(pictures[0], "a cat?")
+    full = eager_maps(vlm, inputs_of(vlm, [[pictures[0]]], ["a cat?"]))
+    torch.testing.assert_close(first.weights, full[:, 0, :, :1, :8], atol=1e-5, rtol=0)

@@ -7,8 +7,15 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    AddedToken,
+    BlipImageProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
+    InstructBlipQFormerConfig,
+    InstructBlipVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -30,6 +37,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
+    T5Config,
 )
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<image>"]
@@ -219,9 +227,53 @@ def tiny_qwen3(spread: float = 0.25) -> tuple[Any, Any]:
     return model, processor
 
 
+def _instructblip(text: Any) -> tuple[Any, Any]:
+    """8 query tokens, a Q-Former of 4 layers that looks at the picture in two of them; the bare words as prompt."""
+    vision = InstructBlipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14,
+        initializer_range=0.2,
+    )  # fmt: skip
+    tokenizer, reader = byte_tokenizer(), byte_tokenizer()
+    tokenizer.image_token = AddedToken("<image>", normalized=False, special=True)
+    reader.padding_side = "right"
+    former = InstructBlipQFormerConfig(
+        vocab_size=len(reader), hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
+        encoder_hidden_size=32, max_position_embeddings=256, pad_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    config = InstructBlipConfig(
+        vision_config=vision, qformer_config=former, text_config=text, num_query_tokens=8, image_token_index=3
+    )
+    model = InstructBlipForConditionalGeneration(config).eval()
+    torch.nn.init.normal_(model.query_tokens)  # zeros at first
+    images = BlipImageProcessor(size={"height": 56, "width": 56})
+    return model, InstructBlipProcessor(images, tokenizer, reader, num_query_tokens=8)
+
+
+def tiny_instructblip(spread: float = 0.25) -> tuple[Any, Any]:
+    """With a Llama, as the Vicuna checkpoints have it."""
+    torch.manual_seed(6)
+    return _instructblip(LlamaConfig(**_text(len(byte_tokenizer()), spread=spread)))
+
+
+def tiny_instructblip_t5(spread: float = 0.25) -> tuple[Any, Any]:
+    """With a T5, as the Flan-T5 checkpoints have it."""
+    torch.manual_seed(7)
+    text = T5Config(
+        vocab_size=len(byte_tokenizer()), d_model=48, d_kv=12, d_ff=96, num_layers=3, num_heads=4,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0, eos_token_id=2,
+        pad_token_id=0, initializer_factor=10 * spread,
+    )  # fmt: skip
+    model, processor = _instructblip(text)
+    with torch.no_grad():
+        model.language_model.shared.weight.mul_(0.1)  # else the start token outweighs all that is said
+    return model, processor
+
+
 FAMILIES = {
     "llava": tiny_llava,
     "llava-next": tiny_llava_next,
+    "instructblip": tiny_instructblip,
+    "instructblip-t5": tiny_instructblip_t5,
     "qwen2-vl": tiny_qwen2,
     "qwen2.5-vl": tiny_qwen2_5,
     "qwen3-vl": tiny_qwen3,

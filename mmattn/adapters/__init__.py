@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from mmattn.adapters.base import Adapter, Embedded, Pixels, Prepared
+from mmattn.adapters.instructblip import InstructBlipAdapter
 from mmattn.adapters.layout import Affine, ImageLayout, Layout, View
 from mmattn.adapters.llava import LlavaAdapter
 from mmattn.adapters.llava_next import LlavaNextAdapter
@@ -14,7 +15,7 @@ from mmattn.adapters.qwen_vl import QwenVLAdapter
 from mmattn.adapters.sample import Sample
 from mmattn.errors import MmattnError
 
-ADAPTERS: tuple[type[Adapter], ...] = (LlavaAdapter, LlavaNextAdapter, QwenVLAdapter)
+ADAPTERS: tuple[type[Adapter], ...] = (LlavaAdapter, LlavaNextAdapter, InstructBlipAdapter, QwenVLAdapter)
 
 __all__ = [
     "ADAPTERS",
@@ -46,4 +47,4 @@ def require_supported(model_type: str) -> type[Adapter]:
 
 
 def adapter_for(model: PreTrainedModel, processor: Any) -> Adapter:
-    return require_supported(model.config.model_type)(model, processor)
+    return require_supported(model.config.model_type).create(model, processor)

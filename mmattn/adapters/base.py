@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from mmattn.adapters.layout import ImageLayout, Layout, View
 from mmattn.adapters.sample import Sample
-from mmattn.adapters.text import covering, image_starts, render, tokenise
+from mmattn.adapters.text import Tokenised, covering, image_starts, render, tokenise
 from mmattn.attention import Columns, Edit, RowCapture, Session
 from mmattn.errors import MmattnError
 
@@ -29,12 +29,14 @@ class Pixels:
         values: normalised, without a batch axis.
         size: (W, H) of the original.
         grid: (frames, rows, columns) of patches, where the family needs it.
+        words: ids of the words that the features depend on, where they do.
     """
 
     key: str
     values: torch.Tensor
     size: tuple[int, int]
     grid: tuple[int, int, int] | None = None
+    words: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,29 @@ class Embedded:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Placed:
+    """Embedded ids with features at their image tokens: embeds (B, T, D), mask (B, T), image (B, T) bool."""
+
+    embeds: torch.Tensor
+    mask: torch.Tensor
+    image: torch.Tensor
+    columns: Columns
+
+
 class Adapter(ABC):
     """The bridge to one family of transformers models. It never changes the model."""
 
     family: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     config_key: ClassVar[str] = "text_config"
+    max_images: ClassVar[int | None] = None
+    mixed: ClassVar[bool] = False
+
+    @classmethod
+    def create(cls, model: PreTrainedModel, processor: Any) -> Adapter:
+        """The adapter for `model`; a family of several shapes chooses here."""
+        return cls(model, processor)
 
     def __init__(self, model: PreTrainedModel, processor: Any) -> None:
         self.model = model
@@ -95,6 +114,19 @@ class Adapter(ABC):
     @abstractmethod
     def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
         """Vision features of each picture as `embed` wants them: (image tokens, D or a multiple of it)."""
+
+    def conditioned(self, pixels: Pixels, text: str) -> Pixels:  # noqa: ARG002
+        """`pixels` as the prompt `text` makes them; for families whose features depend on the words, too."""
+        return pixels
+
+    def shares(self, pictures: Sequence[Pixels]) -> list[torch.Tensor | None]:
+        """Where `mixed`: what each image token is made of, (image tokens, cells) on the CPU."""
+        return [None] * len(pictures)
+
+    @property
+    def attention_owner(self) -> PreTrainedModel:
+        """The model whose configuration (at `config_key`) chooses the decoder's attention function."""
+        return self.model
 
     @property
     def decoder(self) -> nn.Module:
@@ -114,10 +146,14 @@ class Adapter(ABC):
         return [self._prepare_one(sample, tuple(pixels[key] for key in sample.image_keys)) for sample in samples]
 
     def _prepare_one(self, sample: Sample, pixels: tuple[Pixels, ...]) -> Prepared:
+        if self.max_images is not None and len(pixels) > self.max_images:
+            raise MmattnError(
+                f"{self.family} takes {self.max_images} picture per prompt, not {len(pixels)}",
+                "Ask about one at a time, or use another model.",
+            )
         counts, grids = zip(*map(self.views, pixels), strict=True) if pixels else ((), ())
-        token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
-        text, said = render(self.processor, sample, token, counts)
-        ids, offsets, prompt_length = tokenise(self.tokenizer, text, sample.answer)
+        read = self.tokenised(sample, counts)
+        ids, prompt_length = read.ids, read.prompt_length
         if len(ids) > self.window:
             raise MmattnError(
                 f"The prompt takes {len(ids)} tokens with its pictures, the model holds {self.window}",
@@ -125,11 +161,26 @@ class Adapter(ABC):
             )
         starts = image_starts(ids[:prompt_length], self.image_token_id, counts)
         images = tuple(
-            ImageLayout(one.size, range(start, start + count), tuple(view.shifted(start) for view in views))
+            ImageLayout(
+                one.size,
+                range(start, start + count),
+                views if self.mixed else tuple(view.shifted(start) for view in views),
+                self.mixed,
+            )
             for one, start, count, views in zip(pixels, starts, counts, grids, strict=True)
         )
-        layout = Layout(len(ids), prompt_length, images, covering(offsets[:prompt_length], said))
-        return Prepared(torch.tensor(ids), pixels, layout, text, offsets, said)
+        layout = Layout(len(ids), prompt_length, images, covering(read.offsets[:prompt_length], read.said))
+        pixels = tuple(self.conditioned(one, read.text) for one in pixels)
+        return Prepared(torch.tensor(ids), pixels, layout, read.text, read.offsets, read.said)
+
+    def tokenised(self, sample: Sample, counts: Sequence[int]) -> Tokenised:
+        """Prompt and answer in tokens, pictures of `counts` image tokens in their places."""
+        token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        return tokenise(self.tokenizer, *render(self.processor, sample, token, counts), sample.answer)
+
+    def rows(self, positions: Sequence[int], prepared: Prepared) -> list[int]:  # noqa: ARG002
+        """Query rows of the decoder's call that stand at `positions` of the unpadded sequence."""
+        return list(positions)
 
     @property
     def window(self) -> int:
@@ -157,7 +208,7 @@ class Adapter(ABC):
 
     def session(self, capture: RowCapture | None = None, edits: Sequence[Edit] = ()) -> Session:
         """Scoped access to the decoder's attention; with `edits`, its `columns` must be those of each decoder call."""
-        return Session(self.model, self.attention_layers, self.config_key, capture, edits)
+        return Session(self.attention_owner, self.attention_layers, self.config_key, capture, edits)
 
     def embed(self, rows: Sequence[Prepared], features: Sequence[Sequence[torch.Tensor]]) -> Embedded:
         """Left-pad rows into one batch and put each row's vision features in place of its image tokens.
@@ -166,11 +217,23 @@ class Adapter(ABC):
             rows: what `prepare` made.
             features: for each row, the features of its pictures, in order.
         """
-        ids, mask = left_pad([row.ids for row in rows], self.pad_token_id)
+        placed = self.place([row.ids for row in rows], [row.layout.image_tokens for row in rows], features)
+        flat = [piece for row_features in features for piece in row_features]
+        extra = self.prefill_extra(flat, placed.image)
+        return Embedded(placed.embeds, placed.mask, self.positions(rows, placed.mask), placed.columns, extra)
+
+    def place(
+        self,
+        rows: Sequence[torch.Tensor],
+        image_tokens: Sequence[Sequence[int]],
+        features: Sequence[Sequence[torch.Tensor]],
+    ) -> Placed:
+        """Left-pad rows of ids, embed them, and put features at their image tokens."""
+        ids, mask = left_pad(rows, self.pad_token_id)
         # Places come from the layout: an answer that holds a placeholder token stays an answer.
         places = torch.zeros_like(mask, dtype=torch.bool)
-        for index, row in enumerate(rows):
-            places[index, [ids.shape[1] - row.layout.length + token for token in row.layout.image_tokens]] = True
+        for index, (row, tokens) in enumerate(zip(rows, image_tokens, strict=True)):
+            places[index, [ids.shape[1] - len(row) + token for token in tokens]] = True
         flat = [piece for row_features in features for piece in row_features]
         needed, given = int(places.sum()), sum(len(piece) for piece in flat)
         if needed != given:
@@ -185,7 +248,7 @@ class Adapter(ABC):
             # Anything beyond the embeddings' width belongs to `extra`.
             values = torch.cat(flat)[:, : embeds.shape[-1]].to(embeds)
             embeds = embeds.masked_scatter(places[..., None].expand_as(embeds), values)
-        return Embedded(embeds, mask, self.positions(rows, mask), columns, self.prefill_extra(flat, places))
+        return Placed(embeds, mask, columns.image, columns)
 
     def follow(self, batch: Embedded, tokens: torch.Tensor) -> Embedded:
         """The decoder's next call after `batch`: one new token (B,) in every row."""
@@ -200,6 +263,10 @@ class Adapter(ABC):
     def prefill_extra(self, features: Sequence[torch.Tensor], places: torch.Tensor) -> dict[str, Any]:  # noqa: ARG002
         """What else the decoder's prefill needs, from the pictures' features and their places (B, T)."""
         return {}
+
+    def new_cache(self) -> Cache:
+        """An empty cache for `decode`."""
+        return DynamicCache(config=self.decoder.config)
 
     def decode(self, batch: Embedded, cache: Cache | None = None) -> torch.Tensor:
         """One decoder call: hidden states (B, T, D) of the new tokens; a `cache` grows by them."""

@@ -74,11 +74,13 @@ class ImageLayout:
         size: (W, H) in original pixels.
         tokens: where its image tokens sit in the unpadded sequence, those between rows included.
         views: the grids that show it.
+        mixed: an image token is a mixture of cells instead of one; its views then count cells from 0.
     """
 
     size: tuple[int, int]
     tokens: range
     views: tuple[View, ...]
+    mixed: bool = False
 
 
 @dataclass(frozen=True)

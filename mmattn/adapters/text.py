@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mmattn.adapters.sample import Sample
@@ -16,8 +17,46 @@ FALLBACK_TEMPLATE = (
 )
 
 
+_EMPTY = MmattnError("The prompt is empty", 'Ask something, for example "Describe the image."')
+
 # Stands for the user's words where their place in the rendered prompt is not plain.
 _MARK = "\ue000words\ue001"
+
+
+# For models that take the bare words.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] if part['type'] == 'text' %}"
+    "{{ part['text'] }}{% endfor %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """Prompt and answer in tokens.
+
+    Attributes:
+        ids: of prompt and answer.
+        offsets: character range of each token in `text`; tokens of the answer have the empty range at its end.
+        prompt_length: tokens before the answer.
+        text: the rendered prompt.
+        said: range in it of the user's words.
+    """
+
+    ids: list[int]
+    offsets: tuple[tuple[int, int], ...]
+    prompt_length: int
+    text: str
+    said: tuple[int, int]
+
+
+def plain_words(processor: Any, sample: Sample) -> tuple[str, tuple[int, int]]:
+    """The prompt of a model whose pictures stand outside the text, and the range in it of the user's words.
+
+    The processor's own chat template is used if it has one, without pictures.
+    """
+    if not sample.prompt.strip():
+        raise _EMPTY
+    return _with_words(processor, sample.prompt, "", (), PLAIN_TEMPLATE)
 
 
 def render(processor: Any, sample: Sample, image_token: str, lengths: Sequence[int]) -> tuple[str, tuple[int, int]]:
@@ -28,27 +67,35 @@ def render(processor: Any, sample: Sample, image_token: str, lengths: Sequence[i
         MmattnError: the prompt is empty, or holds the image placeholder itself.
     """
     if not sample.prompt.strip():
-        raise MmattnError("The prompt is empty", 'Ask something, for example "Describe the image."')
+        raise _EMPTY
     if image_token in sample.prompt:
         raise MmattnError(
             f"The prompt contains the image placeholder {image_token}",
             "Leave it out; pictures are placed by the chat template.",
         )
-    text = _expanded(processor, sample.prompt, image_token, lengths)
-    words = sample.prompt if sample.prompt in text else sample.prompt.strip()  # some templates strip them
+    return _with_words(processor, sample.prompt, image_token, lengths, FALLBACK_TEMPLATE)
+
+
+def _with_words(
+    processor: Any, words: str, image_token: str, lengths: Sequence[int], fallback: str
+) -> tuple[str, tuple[int, int]]:
+    text = _expanded(processor, words, image_token, lengths, fallback)
+    words = words if words in text else words.strip()  # some templates strip them
     start = text.find(words)
     if text.count(words) > 1:
-        start = _expanded(processor, _MARK, image_token, lengths).find(_MARK)
+        start = _expanded(processor, _MARK, image_token, lengths, fallback).find(_MARK)
     return text, (start, start + len(words)) if text[start : start + len(words)] == words else (0, len(text))
 
 
-def _expanded(processor: Any, words: str, image_token: str, lengths: Sequence[int]) -> str:
+def _expanded(processor: Any, words: str, image_token: str, lengths: Sequence[int], fallback: str) -> str:
     content: list[dict[str, str]] = [{"type": "image"} for _ in lengths]
     content.append({"type": "text", "text": words})
-    template = None if getattr(processor, "chat_template", None) else FALLBACK_TEMPLATE
+    template = None if getattr(processor, "chat_template", None) else fallback
     text: str = processor.apply_chat_template(
         [{"role": "user", "content": content}], chat_template=template, add_generation_prompt=True, tokenize=False
     )
+    if not image_token:
+        return text
     pieces = text.split(image_token)
     if len(pieces) != len(lengths) + 1:
         raise MmattnError(
@@ -66,12 +113,9 @@ def covering(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> range
 
 
 def tokenise(
-    tokenizer: Any, text: str, answer: str | tuple[int, ...] | None
-) -> tuple[list[int], tuple[tuple[int, int], ...], int]:
-    """Token ids of prompt and answer, their character ranges in the prompt text, and the prompt's length in tokens.
-
-    Tokens of the answer have the empty range at the end of the text.
-    """
+    tokenizer: Any, text: str, said: tuple[int, int], answer: str | tuple[int, ...] | None = None
+) -> Tokenised:
+    """The prompt `text`, with the user's words at `said`, and an answer to read, in tokens."""
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=_wants_specials(tokenizer, text))
     ids: list[int] = list(encoded["input_ids"])
     offsets = [(int(first), int(last)) for first, last in encoded["offset_mapping"]]
@@ -82,7 +126,7 @@ def tokenise(
             raise MmattnError("The answer to read is empty", "Pass some text, or answer=None for the prompt alone.")
         ids += extra
         offsets += [(len(text), len(text))] * len(extra)
-    return ids, tuple(offsets), prompt_length
+    return Tokenised(ids, tuple(offsets), prompt_length, text, said)
 
 
 def _answer_ids(tokenizer: Any, text: str, prompt_ids: list[int], answer: str) -> list[int]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from transformers.cache_utils import DynamicCache
 
 from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Sample
 from mmattn.attention import Session
@@ -146,7 +145,7 @@ def _loop(
     rooms = torch.tensor([request.room for request in requests], device=device)
     stopped = torch.zeros(len(requests), dtype=torch.bool, device=device)
     broken = torch.zeros((), dtype=torch.bool, device=device)
-    cache = DynamicCache(config=adapter.decoder.config)
+    cache = adapter.new_cache()
     tokens: list[torch.Tensor] = []
     while True:
         session.columns = batch.columns

@@ -31,6 +31,8 @@ class Attention:
         positions: index of each row's token in the unpadded sequence. A row is the attention that this token pays
             while it is processed; the prompt's last token is the one that produces the first word of the answer.
         tokens: each row's token as text.
+        shares: for each picture, what its image tokens are made of, (image tokens, cells) float32, in families whose
+            image tokens are mixtures of cells (InstructBLIP); else None.
         layers: the decoder layer of each entry of the first axis, counted from 0.
         depth: how many layers the decoder has.
     """
@@ -41,6 +43,7 @@ class Attention:
     tokens: tuple[str, ...]
     layers: tuple[int, ...]
     depth: int
+    shares: tuple[torch.Tensor | None, ...]
 
     def grids(
         self, image: int = 0, layers: Selection = None, heads: Selection = None, rows: Selection = None
@@ -59,11 +62,14 @@ class Attention:
         weights = self.weights
         for axis, choice in enumerate(picked):
             weights = weights.index_select(axis, torch.tensor(choice))
-        mean = weights.mean(dim=(0, 1, 2)).numpy()
-        place = {token: column for column, token in enumerate(self.layout.image_tokens)}
+        shown = self.layout.images[image]
+        first = sum(len(one.tokens) for one in self.layout.images[:image])
+        mean = weights.mean(dim=(0, 1, 2))[first : first + len(shown.tokens)]
+        share = self.shares[image]
+        cells = (mean if share is None else mean @ share).numpy()
+        start = 0 if shown.mixed else shown.tokens.start
         return [
-            mean[[place[token] for token in view.tokens]].reshape(view.rows, view.columns)
-            for view in self.layout.images[image].views
+            cells[[token - start for token in view.tokens]].reshape(view.rows, view.columns) for view in shown.views
         ]
 
     def _places(self, layers: Selection) -> list[int]:
@@ -116,14 +122,16 @@ def attend(
     positions = choose_rows(rows, prepared)
     count = len(adapter.attention_layers)
     wanted = tuple(dict.fromkeys(_indices(layers, count, "layer")))
-    capture = RowCapture(torch.tensor([positions]), torch.tensor([layout.image_tokens], dtype=torch.long), wanted)
+    columns = torch.tensor([layout.image_tokens], dtype=torch.long)
+    capture = RowCapture(torch.tensor([adapter.rows(positions, prepared)]), columns, wanted)
     with torch.inference_mode(), adapter.session(capture, edits) as session:
         features = [adapter.encode(prepared.pixels)] if prepared.pixels else [[]]
         batch = adapter.embed([prepared], features)
         session.columns = batch.columns
         adapter.decode(batch)
+        shares = tuple(adapter.shares(prepared.pixels))
     tokens = tuple(adapter.tokenizer.decode([int(prepared.ids[position])]) for position in positions)
-    return Attention(capture.stacked()[:, 0], layout, tuple(positions), tokens, wanted, count)
+    return Attention(capture.stacked()[:, 0], layout, tuple(positions), tokens, wanted, count, shares)
 
 
 def choose_rows(rows: RowChoice | None, prepared: Prepared) -> list[int]:
