@@ -1,9 +1,4 @@
-"""One training batch: pictures, patch labels and packed questions, all on the device.
-
-A sequence is one shared prefix (start, "USER: ", image, line break) and segments of fixed length behind it. Each
-segment (a question with its answer) sees the prefix and itself, and its positions count from the end of the prefix,
-so it is exactly what the model meets at inference.
-"""
+"""One training batch: what is in each picture, patch labels, and questions with their answers, all on the device."""
 
 from dataclasses import dataclass
 
@@ -15,14 +10,12 @@ from mmattn.scenes.bank import SIZES
 from mmattn.scenes.catalog import CATEGORIES
 from mmattn.scenes.layout import CANVAS, SLOTS, Layout, theme_table
 from mmattn.scenes.render import Bank, visible
-from training.processor import PATCH, SIDE
-from training.tables import EMPTY, Lines, Tables
+from training.processor import GRID
+from training.tables import EMPTY, IGNORE, Lines, Tables
 
-__all__ = ["Plan", "Truth", "coverage", "patch_labels", "questions", "truth_of"]
+__all__ = ["CAPTION", "LONG", "SHORT", "Truth", "coverage", "partner_table", "patch_labels", "questions", "truth_of"]
 
-SHORT, LONG, CAPTION = 5, 3, 76  # yes/no questions with short and long wording; cells of the caption segment
-_PATCHES = SIDE // PATCH
-IGNORE = -100
+SHORT, LONG, CAPTION = 5, 3, 76  # yes/no questions with short and long wording; cells of the caption at least
 _ADVERSE = 300  # negatives per 1000 that ask for the missing partner of something present
 
 
@@ -59,47 +52,20 @@ def truth_of(layout: Layout, shown: Tensor, bank: Bank) -> Truth:
 
 def coverage(owner: Tensor) -> Tensor:
     """Pixels of each patch that each slot owns, (B, 144, 7), from (B, 336, 336)."""
-    side = CANVAS // _PATCHES
-    cells = owner.reshape(-1, _PATCHES, side, _PATCHES, side)
+    side = CANVAS // GRID
+    cells = owner.reshape(-1, GRID, side, GRID, side)
     return torch.stack([(cells == slot).sum((2, 4)) for slot in range(SLOTS)], -1).flatten(1, 2)
 
 
 def patch_labels(layout: Layout, cover: Tensor) -> Tensor:
     """Category of each patch (B, 144) from :func:`coverage`: 0 background (under a tenth covered), 1.. category
     (over 30 % covered by it), IGNORE in between and where the object is too faint to see."""
-    side = CANVAS // _PATCHES
+    side = CANVAS // GRID
     most, slot = cover.max(-1)
     faint = layout.ghost.gather(1, slot)
     label = layout.category.gather(1, slot) + 1
     label = torch.where((most * 10 < side * side * 3) | faint, IGNORE, label)
     return torch.where(cover.sum(-1) * 10 < side * side, 0, label)
-
-
-class Plan:
-    """The fixed shape of a packed sequence: positions, attention mask, segment offsets."""
-
-    def __init__(self, tables: Tables) -> None:
-        head = tables.prefix
-        self.images = _PATCHES * _PATCHES
-        self.start = len(head) - 2 + self.images + 1
-        before, after = head[:-2], head[-1:]
-        self.prefix = torch.tensor(before + [head[-2]] * self.images + after, device=tables.device)
-        self.image_start = len(before)
-        lengths = [tables.short.length] * SHORT + [tables.long.length] * LONG
-        lengths += [tables.where.length, tables.count.length, CAPTION]
-        lengths[-1] += -(self.start + sum(lengths)) % 8  # the fast kernel wants a multiple of 8
-        self.caption = lengths[-1]
-        segment = [0] * self.start
-        position = list(range(self.start))
-        for number, length in enumerate(lengths, 1):
-            segment += [number] * length
-            position += range(self.start, self.start + length)
-        owner = torch.tensor(segment, device=tables.device)
-        self.positions = torch.tensor(position, device=tables.device)
-        order = torch.arange(len(segment), device=tables.device)
-        shared = (owner[:, None] == owner[None, :]) | (owner[None, :] == 0)
-        self.mask = (shared & (order[None, :] <= order[:, None]))[None, None]
-        self.length = len(segment)
 
 
 def _pick(key: Tensor, stream: int, allowed: Tensor, draws: int) -> Tensor:
@@ -163,13 +129,13 @@ def _caption(key: Tensor, layout: Layout, truth: Truth, tables: Tables, partner:
 
 def _choose(lines: Lines, template: Tensor, category: Tensor, reply: Tensor, valid: Tensor) -> Lines:
     ids = lines.ids[template, category, reply]
-    answer = lines.answer[template, category, reply] & valid[..., None]
-    return Lines(ids.flatten(1), answer.flatten(1))
+    return Lines(ids, lines.answer[template, category, reply] & valid[..., None])
 
 
-def questions(layout: Layout, truth: Truth, tables: Tables, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed tokens (B, T) with the prefix, labels (B, T) (IGNORE outside answers), and for the yes/no questions
-    whether each is about something present (B, 8)."""
+def questions(layout: Layout, truth: Truth, tables: Tables, caption: int) -> tuple[list[Lines], Tensor]:
+    """Questions with answers, a list of (B, questions, cells): short and long yes/no, where, how many, and a caption
+    of `caption` cells; and for the yes/no questions whether each is about something present, (B, 8).
+    """
     key, device = layout.key, str(layout.key.device)
     partner = partner_table(device)
     draws = SHORT + LONG
@@ -194,7 +160,5 @@ def questions(layout: Layout, truth: Truth, tables: Tables, plan: Plan) -> tuple
     number = truth.counts.gather(1, counted)
     wording = rng.integers(key, 57, (1,), 0, tables.count.ids.shape[0] - 1)
     parts.append(_choose(tables.count, wording, counted, number.clamp(max=3), number <= 3))
-    parts.append(_caption(key, layout, truth, tables, partner, plan.caption))
-    ids = torch.cat([plan.prefix.expand(len(key), -1), *(part.ids for part in parts)], 1)
-    answer = torch.cat([torch.zeros_like(plan.prefix).bool().expand(len(key), -1), *(p.answer for p in parts)], 1)
-    return ids.clamp(min=0), torch.where(answer & (ids >= 0), ids, IGNORE), reply
+    told = _caption(key, layout, truth, tables, partner, caption)
+    return [*parts, Lines(told.ids[:, None], told.answer[:, None])], reply

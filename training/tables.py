@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerFast
 
 from mmattn.scenes.catalog import CATEGORIES
 from training import words
-from training.processor import prompt
+from training.processor import Style
 
-__all__ = ["EMPTY", "Lines", "Tables", "prefix_ids"]
+__all__ = ["EMPTY", "IGNORE", "Lines", "Tables", "prefix_ids"]
 
-EMPTY = -1  # marks unused cells
+EMPTY, IGNORE = -1, -100  # an unused cell; a label outside answers
 _NAMES = range(len(CATEGORIES))
 
 
@@ -29,11 +29,19 @@ class Lines:
         """Cells in a row."""
         return self.ids.shape[-1]
 
+    def labels(self) -> Tensor:
+        """The tokens to learn, IGNORE elsewhere."""
+        return torch.where(self.answer & (self.ids >= 0), self.ids, IGNORE)
 
-def prefix_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The tokens every prompt begins with: start, "USER: ", one image token (not yet repeated), line break."""
-    ids: list[int] = tokenizer(prompt(""))["input_ids"]
-    return ids[: ids.index(tokenizer.convert_tokens_to_ids("<image>")) + 2]
+
+def prefix_ids(style: Style, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The tokens every prompt begins with, up to the one after the image token (which is not yet repeated); none if
+    the picture has no place in the text.
+    """
+    if not style.in_text:
+        return []
+    ids: list[int] = tokenizer(style.prompt(""))["input_ids"]
+    return ids[: ids.index(tokenizer.convert_tokens_to_ids(style.image)) + 2]
 
 
 class Tables:
@@ -44,10 +52,10 @@ class Tables:
     ``noun`` (categories, 3), ``place`` (9,), ``separator`` (3,), ``opening`` and ``closing``: caption pieces.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, device: str) -> None:
-        self.tokenizer, self.device = tokenizer, device
-        self.prefix = prefix_ids(tokenizer)
-        yes_no = [" No", " Yes"]
+    def __init__(self, style: Style, tokenizer: PreTrainedTokenizerFast, device: str) -> None:
+        self.style, self.tokenizer, self.device = style, tokenizer, device
+        self.prefix = prefix_ids(style, tokenizer)
+        yes_no = ["No", "Yes"]
         self.short = self._questions(words.SHORT_YES_NO, yes_no)
         self.long = self._questions(words.LONG_YES_NO, yes_no)
         self.where = self._questions(words.WHERE, words.place_answers())
@@ -59,7 +67,7 @@ class Tables:
         self.noun = self._pad(nouns).reshape(len(CATEGORIES), 3, -1)
         self.place = self._pad([self._plain(text) for text in words.place_words()])
         self.separator = self._pad([self._plain(text) for text in separators])
-        self.opening = self._pad([self._plain(opening)])[0]
+        self.opening = self._pad([self._plain(style.answer(opening))])[0]
         self.closing = self._pad([[*self._plain(end), tokenizer.eos_token_id]])[0]
 
     def _plain(self, text: str) -> list[int]:
@@ -68,7 +76,7 @@ class Tables:
 
     def _prompt(self, question: str) -> list[int]:
         """The tokens after the shared prefix."""
-        ids: list[int] = self.tokenizer(prompt(question))["input_ids"]
+        ids: list[int] = self.tokenizer(self.style.prompt(question))["input_ids"]
         head = len(self.prefix)
         assert ids[:head] == self.prefix, "a question changed the tokens before it"
         return ids[head:]
@@ -79,7 +87,7 @@ class Tables:
 
     def _questions(self, templates: Sequence[str], answers: Sequence[str]) -> Lines:
         rows, flags = [], []
-        ends = [[*self._plain(answer), self.tokenizer.eos_token_id] for answer in answers]
+        ends = [[*self._plain(self.style.answer(text)), self.tokenizer.eos_token_id] for text in answers]
         for template in templates:
             for category in _NAMES:
                 head = self._prompt(words.fill(template, category))

@@ -87,8 +87,11 @@ def caption_items() -> tuple[str, tuple[str, str, str], str]:
     return " The image shows", ("", ",", " and"), "."
 
 
-def corpus() -> list[str]:
-    """Sentences the tokenizer is trained on; each word of the world occurs often enough to become one token."""
+def corpus(plain: str) -> list[str]:
+    """Sentences the tokenizer is trained on; each word of the world occurs often enough to become one token.
+
+    ``plain`` is a conversation with ``{question}`` and ``{answer}``.
+    """
     templates = {*SHORT_YES_NO, *LONG_YES_NO, *WHERE, *COUNT}
     lines = [fill(template, c) for template in sorted(templates) for c in range(len(CATEGORIES))]
     opening, separators, end = caption_items()
@@ -98,4 +101,5 @@ def corpus() -> list[str]:
                 lines.append(opening + category_words(c, count) + place + separators[1] + end)
         lines.append(f"{CATEGORIES[c].name} {CATEGORIES[c].plural}")
     prompts = [*CAPTION_PLACED, *CAPTION_BRIEF, *place_answers(), *count_answers(), " Yes", " No", *_OTHER]
-    return lines + [f"USER: \n{prompt} ASSISTANT: {prompt}" for prompt in prompts for _ in range(20)]
+    said = [plain.format(question=prompt, answer=prompt) for prompt in prompts]
+    return lines + [line for line in said for _ in range(20)]
