@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmattn.api import load, wrap
-    from mmattn.decoding import VCD, Boost, Generation, Method, methods
+    from mmattn.decoding import VCD, Boost, Capture, Generation, Method, methods
     from mmattn.editing import edit
     from mmattn.errors import MmattnError
     from mmattn.grounding import Attention
@@ -21,6 +21,7 @@ __all__ = [
     "VLM",
     "Attention",
     "Boost",
+    "Capture",
     "Generation",
     "Method",
     "MmattnError",
@@ -36,6 +37,7 @@ _HOME = {
     "VLM": "mmattn.vlm",
     "Attention": "mmattn.grounding",
     "Boost": "mmattn.decoding",
+    "Capture": "mmattn.decoding",
     "Generation": "mmattn.decoding",
     "Method": "mmattn.decoding",
     "MmattnError": "mmattn.errors",

@@ -14,7 +14,7 @@ from mmattn import scenes
 from mmattn.adapters import require_supported
 from mmattn.errors import MmattnError, unknown
 
-BUNDLED = ("scenes-llava",)
+BUNDLED = ("scenes-llava", "scenes-instructblip", "scenes-qwen")
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -14,6 +14,7 @@ from mmattn.adapters import Sample, adapter_for
 from mmattn.checks import whole
 from mmattn.decoding.engine import Generation, Options, Request, run
 from mmattn.decoding.method import Method
+from mmattn.decoding.recorder import Capture
 from mmattn.decoding.registry import resolve
 from mmattn.decoding.sampling import Sampling, sample_keys
 from mmattn.errors import MmattnError
@@ -61,6 +62,7 @@ class VLM:
         top_k: int = 0,
         stop_token_ids: Sequence[int] | None = None,
         keys: Sequence[str] | None = None,
+        capture: Capture | None = None,
         on_done: Callable[[int], None] = lambda _: None,
     ) -> list[Generation]:
         """Answer prompts about pictures, in batches, all branches of the method in one decoder call per step.
@@ -79,6 +81,8 @@ class VLM:
             do_sample, temperature, top_p, top_k: see `Sampling`.
             stop_token_ids: replaces the model's own end-of-sequence tokens.
             keys: names of the prompts' random streams, in place of their content; equal keys draw alike.
+            capture: which attention rows to keep while generating, `Capture()` for all; each answer then has them as
+                `attention`, one row per generated token: the one that decided it. Of the plain branch, as edited.
             on_done: called with the number of answers finished after each batch.
 
         Returns:
@@ -93,6 +97,7 @@ class VLM:
             sampling=Sampling(do_sample, temperature, top_p, top_k),
             stop_ids=self._stop_ids(stop_token_ids),
             seed=seed,
+            capture=capture and capture.resolved(len(self.adapter.attention_layers), self._heads),
         )
         samples = _samples(images, prompts)
         if any(branch.pixels for branch in options.method.branches()) and not all(one.images for one in samples):
@@ -164,6 +169,11 @@ class VLM:
         ids = getattr(config, "eos_token_id", None)
         ids = self.adapter.tokenizer.eos_token_id if ids is None else ids
         return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+    @property
+    def _heads(self) -> int:
+        heads: int = self.model.config.get_text_config().num_attention_heads
+        return heads
 
     def _token_ids(self, what: str, given: Any) -> tuple[int, ...]:
         top = self.model.get_input_embeddings().num_embeddings - 1

@@ -141,7 +141,7 @@ class InstructBlip(Learner):
 
     def read(self, patches: Tensor, ids: Tensor, words: Tensor) -> Tensor:
         """The Q-Former's output (B * N, 32, width) after reading the cells `words` (B, N, cells) of `ids`."""
-        former, (batch, count, cells) = self.model.qformer, ids.shape
+        former, (batch, count) = self.model.qformer, ids.shape[:2]
         queries = self.model.query_tokens.expand(batch * count, -1, -1)
         mask = words.flatten(0, 1)
         hidden = former.embeddings(input_ids=(ids * words).flatten(0, 1), query_embeds=queries)

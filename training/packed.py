@@ -70,7 +70,7 @@ class PackedLearner(Learner):
     def states(self, embeddings: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """Final hidden states (B, T, width) at positions (3, T) under a mask (1, 1, T, T)."""
 
-    def inputs(self, parts: list[Lines], reply: Tensor, truth: Truth) -> tuple[Tensor, ...]:
+    def inputs(self, parts: list[Lines], reply: Tensor, truth: Truth) -> tuple[Tensor, ...]:  # noqa: ARG002
         """Packed tokens and labels, (B, T) each."""
         head = self.prefix.expand(len(reply), -1)
         ids = torch.cat([head, *(part.ids.flatten(1) for part in parts)], 1).clamp(min=0)

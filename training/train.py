@@ -1,4 +1,4 @@
-"""Train a bundled model from nothing: python -m training.train MODEL --out DIR --minutes 9 (one GPU), --tiny on a CPU."""
+"""Train a bundled model from nothing: python -m training.train MODEL --out DIR --minutes 9 (GPU), --tiny on a CPU."""
 
 import argparse
 import json
@@ -133,7 +133,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     log: list[dict[str, Any]] = []
     began = clock = time.time()
     step, seen, reported, kept = 0, 0, 0.0, time.time()
-    while (progress := (time.time() - clock) / (args.minutes * 60)) < 1 and step < args.steps:
+    while (progress := (time.time() - clock) / (args.minutes * 60) if step >= 3 else 0.0) < 1 and step < args.steps:
         for group in optimizer.param_groups:
             group["lr"] = _schedule(progress, step, args.lr)
         layout, pixels, patches, truth = world.pictures(args.seed, seen, args.batch, TRAIN)

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from mmattn.adapters.base import Adapter, Embedded, Pixels, Prepared
+from mmattn.adapters.cache import SharedCache
 from mmattn.adapters.instructblip import InstructBlipAdapter
 from mmattn.adapters.layout import Affine, ImageLayout, Layout, View
 from mmattn.adapters.llava import LlavaAdapter
@@ -27,6 +28,7 @@ __all__ = [
     "Pixels",
     "Prepared",
     "Sample",
+    "SharedCache",
     "View",
     "adapter_for",
     "require_supported",

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from mmattn.adapters.cache import SharedCache
 from mmattn.adapters.layout import ImageLayout, Layout, View
 from mmattn.adapters.sample import Sample
 from mmattn.adapters.text import Tokenised, covering, image_starts, render, tokenise
@@ -266,7 +267,10 @@ class Adapter(ABC):
 
     def new_cache(self) -> Cache:
         """An empty cache for `decode`."""
-        return DynamicCache(config=self.decoder.config)
+        config: Any = self.decoder.config
+        alike = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
+        places = set((getattr(self.model, "hf_device_map", None) or {"": 0}).values())
+        return SharedCache(len(self.attention_layers)) if alike and len(places) == 1 else DynamicCache(config=config)
 
     def decode(self, batch: Embedded, cache: Cache | None = None) -> torch.Tensor:
         """One decoder call: hidden states (B, T, D) of the new tokens; a `cache` grows by them."""

@@ -70,7 +70,7 @@ class InstructBlipAdapter(Adapter):
         capture = RowCapture(rows)
         with Session(self.model.qformer, layers, "", capture):
             self._queries(pictures)
-        return list(capture.stacked().mean(dim=(0, 2))[..., 1:])
+        return list(capture.stacked().mean(dim=(0, 2))[..., 1:].cpu())
 
     def _queries(self, pictures: Sequence[Pixels]) -> torch.Tensor:
         """The Q-Former's output (B, queries, its width); each picture goes through the vision tower once."""

@@ -58,6 +58,10 @@ def attention_forward(
         output = _edited(output, call, work)
     for session, layer in sessions:
         if session.capture is not None and session.capture.wants(layer):
+            if session.capture.postpone and query.shape[2] == 1 and not work:
+                session.capture.queries[layer] = query
+                session.capture.mask, session.capture.scaling = attention_mask, scale
+                continue
             rows = session.capture.rows.to(query.device) % query.shape[2]
             session.capture.store(layer, _weights(call, rows, work))
     return output, None

@@ -3,6 +3,7 @@
 from mmattn.decoding.boost import Boost
 from mmattn.decoding.engine import Generation
 from mmattn.decoding.method import Branch, Card, Method
+from mmattn.decoding.recorder import Capture
 from mmattn.decoding.registry import MethodInfo, methods, resolve, split_methods
 from mmattn.decoding.sampling import Sampling
 from mmattn.decoding.vcd import VCD
@@ -11,6 +12,7 @@ __all__ = [
     "VCD",
     "Boost",
     "Branch",
+    "Capture",
     "Card",
     "Generation",
     "Method",

@@ -6,7 +6,7 @@ B samples, K branches of the method, V vocabulary; rows are ordered sample by sa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -14,8 +14,10 @@ import torch
 from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Sample
 from mmattn.attention import Session
 from mmattn.decoding.method import Method
+from mmattn.decoding.recorder import Capture, Recorder
 from mmattn.decoding.sampling import Sampling, stream
 from mmattn.errors import MmattnError, out_of_memory
+from mmattn.grounding.attention import Attention
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Generation:
         text: without special tokens, stripped.
         token_ids: as generated, the stop token excluded.
         finish_reason: "stop" at a stop token, "length" at max_new_tokens.
+        attention: with `capture`, the rows that decided the captured tokens.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"]
+    attention: Attention | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Options:
     sampling: Sampling
     stop_ids: frozenset[int]
     seed: int
+    capture: Capture | None = None
 
 
 def run(
@@ -101,9 +106,16 @@ def run(
 def _decode_batch(adapter: Adapter, requests: Sequence[Request], options: Options) -> list[Generation]:
     with adapter.session(edits=options.method.edits()) as session:
         batch = _embed_branches(adapter, requests, options)
-        tokens = _loop(adapter, batch, requests, options, session)
+        recorder = None
+        if options.capture is not None:
+            recorder = Recorder(options.capture, adapter, batch, len(batch.embeds) // len(requests))
+        tokens = _loop(adapter, batch, requests, options, session, recorder)
     rows = zip(tokens.tolist(), requests, strict=True)
-    return [_finish(adapter, row[: request.room], options.stop_ids) for row, request in rows]
+    answers = [_finish(adapter, row[: request.room], options.stop_ids) for row, request in rows]
+    if recorder is None:
+        return answers
+    read = recorder.attention([request.prepared for request in requests], [one.token_ids for one in answers])
+    return [replace(answer, attention=rows) for answer, rows in zip(answers, read, strict=True)]
 
 
 def _embed_branches(adapter: Adapter, requests: Sequence[Request], options: Options) -> Embedded:
@@ -134,7 +146,12 @@ def _branch_pixels(request: Request, options: Options) -> Iterator[tuple[Pixels,
 
 
 def _loop(
-    adapter: Adapter, batch: Embedded, requests: Sequence[Request], options: Options, session: Session
+    adapter: Adapter,
+    batch: Embedded,
+    requests: Sequence[Request],
+    options: Options,
+    session: Session,
+    recorder: Recorder | None,
 ) -> torch.Tensor:
     """Token ids (B, steps) on the CPU; rows that ended early are filled up."""
     method, device = options.method, batch.embeds.device
@@ -149,7 +166,11 @@ def _loop(
     tokens: list[torch.Tensor] = []
     while True:
         session.columns = batch.columns
+        if recorder:
+            recorder.before(session, len(tokens), cache)
         hidden = adapter.decode(batch, cache)[:, -1]
+        if recorder:
+            recorder.after(session, len(tokens), cache)
         logits = adapter.logits(hidden).view(len(requests), branches, -1)
         scores = method.combine(logits)
         broken |= scores.isnan().any()

@@ -35,6 +35,7 @@ class Attention:
             image tokens are mixtures of cells (InstructBLIP); else None.
         layers: the decoder layer of each entry of the first axis, counted from 0.
         depth: how many layers the decoder has.
+        produced: for rows read while generating: the token whose scores each row decided, as text.
     """
 
     weights: torch.Tensor
@@ -44,6 +45,7 @@ class Attention:
     layers: tuple[int, ...]
     depth: int
     shares: tuple[torch.Tensor | None, ...]
+    produced: tuple[str, ...] = ()
 
     def grids(
         self, image: int = 0, layers: Selection = None, heads: Selection = None, rows: Selection = None
@@ -131,7 +133,7 @@ def attend(
         adapter.decode(batch)
         shares = tuple(adapter.shares(prepared.pixels))
     tokens = tuple(adapter.tokenizer.decode([int(prepared.ids[position])]) for position in positions)
-    return Attention(capture.stacked()[:, 0], layout, tuple(positions), tokens, wanted, count, shares)
+    return Attention(capture.stacked()[:, 0].cpu(), layout, tuple(positions), tokens, wanted, count, shares)
 
 
 def choose_rows(rows: RowChoice | None, prepared: Prepared) -> list[int]:

@@ -1,0 +1,70 @@
+"""A key/value cache that grows in place: no step copies what is there, and all layers share one tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+# Room for new tokens is made in portions that grow with the cache, so that copying stays rare.
+PORTION = 64
+
+
+class SharedCache(Cache):  # type: ignore[misc]
+    """For decoders whose layers are alike and sit on one device.
+
+    Keys of all layers form one tensor, so that a reader of every layer's last row needs one product instead of many.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self._store = _Store(depth)
+        super().__init__(layers=[_Layer(self._store, index) for index in range(depth)])
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """(L, B, G, S, D) of all layers, a view."""
+        return self._store.keys[:, :, :, : self.get_seq_length()]
+
+
+class _Store:
+    """Two tensors (L, B, G, capacity, D)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.capacity = 0
+
+    def reserve(self, like: torch.Tensor, used: int, needed: int) -> None:
+        """Make room for `needed` tokens of the shape of `like` (B, G, T, D), keeping the first `used` ones."""
+        if needed <= self.capacity:
+            return
+        batch, groups, _, dim = like.shape
+        capacity = needed + max(PORTION, used // 4)
+        old = (self.keys, self.values) if used else ()
+        self.keys, self.values = (like.new_empty(self.depth, batch, groups, capacity, dim) for _ in range(2))
+        for new, before in zip((self.keys, self.values), old, strict=False):
+            new[..., :used, :] = before[..., :used, :]
+        self.capacity = capacity
+
+
+class _Layer(DynamicLayer):  # type: ignore[misc]
+    """One layer's part of the store."""
+
+    def __init__(self, store: _Store, index: int) -> None:
+        super().__init__()
+        self._store, self._index = store, index
+        self._used = 0
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        begin, self._used = self._used, self._used + key_states.shape[-2]
+        self._store.reserve(key_states, begin, self._used)
+        for whole, new in ((self._store.keys, key_states), (self._store.values, value_states)):
+            whole[self._index, :, :, begin : self._used] = new
+        self.keys = self._store.keys[self._index, :, :, : self._used]
+        self.values = self._store.values[self._index, :, :, : self._used]
+        return self.keys, self.values

@@ -1,0 +1,127 @@
+"""Attention of generated tokens, read while they are generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mmattn.adapters import Adapter, Embedded, Prepared, SharedCache
+from mmattn.attention import RowCapture, Session
+from mmattn.checks import whole
+from mmattn.errors import MmattnError
+from mmattn.grounding.attention import Attention
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What `generate(capture=...)` keeps of the attention on image tokens.
+
+    Attributes:
+        layers: decoder layers, in this order; None for all. Negative ones count from the end.
+        heads: heads of each layer; None for all.
+        tokens: which generated tokens, counted from 0; None for all.
+        device: where the rows are kept: "cpu" takes them off the GPU as they come, None leaves them where they are.
+    """
+
+    layers: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+    tokens: Sequence[int] | None = None
+    device: str | None = "cpu"
+
+    def resolved(self, depth: int, heads: int) -> Capture:
+        """With numbers checked and counted from 0.
+
+        Raises:
+            MmattnError: a layer or head that the model does not have, or nothing chosen.
+        """
+        tokens = None if self.tokens is None else tuple(whole("A token of capture", one, 0) for one in self.tokens)
+        if tokens == ():
+            raise MmattnError("No token is chosen for capture", "Leave tokens=None for all.")
+        return Capture(_picked("layer", self.layers, depth), _picked("head", self.heads, heads), tokens, self.device)
+
+
+def _picked(what: str, chosen: Sequence[int] | None, size: int) -> tuple[int, ...] | None:
+    if chosen is None:
+        return None
+    picked = tuple(dict.fromkeys(whole(f"A {what} of capture", one, -size, size - 1) % size for one in chosen))
+    if not picked:
+        raise MmattnError(f"No {what} is chosen for capture", f"Leave {what}s=None for all.")
+    return picked
+
+
+class Recorder:
+    """Collects rows of the plain branch, step by step.
+
+    Args:
+        branches: K; the plain one is the first of each K rows.
+    """
+
+    def __init__(self, capture: Capture, adapter: Adapter, batch: Embedded, branches: int) -> None:
+        self._capture, self._adapter, self._branches = capture, adapter, branches
+        image = batch.columns.image
+        counts = image.sum(-1)
+        # Places of each row's image tokens, in order; rows with fewer repeat one of theirs, cut off again by `rows_of`.
+        order = image.int().argsort(dim=-1, descending=True, stable=True)[:, : int(counts.max())]
+        self._columns = order
+        self._counts = counts[::branches].tolist()
+        self._steps: list[torch.Tensor] = []
+        self.taken: list[int] = []
+
+    def before(self, session: Session, step: int, cache: object) -> None:
+        """Ask for the rows of generated token number `step`, if it is a wanted one."""
+        tokens = self._capture.tokens
+        session.capture = None
+        if (tokens is None or step in tokens) and self._columns.shape[1]:
+            rows = torch.full((len(self._columns), 1), -1)
+            layers = None if self._capture.layers is None else tuple(self._capture.layers)
+            session.capture = RowCapture(
+                rows, self._columns, layers, postpone=step > 0 and isinstance(cache, SharedCache)
+            )
+
+    def after(self, session: Session, step: int, cache: object) -> None:
+        """Keep what was read."""
+        read = session.capture
+        if read is None:
+            return
+        all_at_once = read.queries and isinstance(cache, SharedCache)
+        rows = read.read_postponed(cache.keys) if all_at_once else read.stacked()
+        rows = rows[:, :: self._branches, :, 0]
+        if self._capture.heads is not None:
+            rows = rows[:, :, list(self._capture.heads)]
+        self._steps.append(rows if self._capture.device is None else rows.to(self._capture.device, non_blocking=True))
+        self.taken.append(step)
+
+    def attention(self, prepared: Sequence[Prepared], answers: Sequence[Sequence[int]]) -> list[Attention]:
+        """One `Attention` per sample; rows of tokens after a sample's end are dropped."""
+        if self._steps and self._steps[0].is_cuda is False and torch.cuda.is_available():
+            torch.cuda.synchronize()  # copies to the CPU may still be on their way
+        shares = iter(self._adapter.shares([one for sample in prepared for one in sample.pixels]))
+        depth = len(self._adapter.attention_layers)
+        layers = tuple(self._capture.layers or range(depth))
+        read = []
+        for index, (sample, answer) in enumerate(zip(prepared, answers, strict=True)):
+            steps = [step for step in self.taken if step < len(answer)]
+            decode = self._adapter.tokenizer.decode
+            first = sample.layout.prompt_length - 1
+            asked = [int(sample.ids[first]), *answer]
+            read.append(
+                Attention(
+                    self.rows_of(index)[:, :, : len(steps)],
+                    sample.layout,
+                    tuple(first + step for step in steps),
+                    tuple(decode([asked[step]]) for step in steps),
+                    layers,
+                    depth,
+                    tuple(next(shares) for _ in sample.pixels),
+                    tuple(decode([answer[step]]) for step in steps),
+                )
+            )
+        return read
+
+    def rows_of(self, sample: int) -> torch.Tensor:
+        """(layers, heads, steps taken, image tokens) of one sample."""
+        if not self._steps:
+            return torch.zeros(0, 0, 0, 0)
+        return torch.stack([step[:, sample] for step in self._steps], dim=2)[..., : self._counts[sample]]
