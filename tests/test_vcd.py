@@ -84,7 +84,7 @@ def test_every_picture_of_a_prompt_is_noised_differently(vlm: mmattn.VLM, pictur
     """Two equal pictures in one prompt must not share their noise, yet the plain branch encodes them once."""
     seen: list[int] = []
     encode = vlm.adapter.encode
-    vlm.adapter.encode = lambda batch: seen.append(len(batch)) or encode(batch)  # type: ignore[method-assign, func-returns-value]
+    vlm.adapter.encode = lambda batch, shares: seen.append(len(batch)) or encode(batch, shares)  # type: ignore[method-assign, func-returns-value]
     try:
         vlm.generate([[pictures[0], pictures[0]]], ["q"], method="vcd", max_new_tokens=1)
     finally:

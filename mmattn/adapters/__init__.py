@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from mmattn.adapters.base import Adapter, Embedded, Pixels, Prepared
+from mmattn.adapters.base import Adapter, Embedded, Pixels, Prepared, Shares
 from mmattn.adapters.cache import SharedCache
 from mmattn.adapters.instructblip import InstructBlipAdapter
 from mmattn.adapters.layout import Affine, ImageLayout, Layout, View
@@ -29,6 +29,7 @@ __all__ = [
     "Prepared",
     "Sample",
     "SharedCache",
+    "Shares",
     "View",
     "adapter_for",
     "require_supported",

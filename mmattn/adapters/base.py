@@ -20,6 +20,9 @@ from mmattn.adapters.text import Tokenised, covering, image_starts, render, toke
 from mmattn.attention import Columns, Edit, RowCapture, Session
 from mmattn.errors import MmattnError
 
+# What each image token of a picture is made of, (image tokens, cells), by the picture's key.
+Shares = dict[str, torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -113,16 +116,15 @@ class Adapter(ABC):
         """How many image tokens a picture takes, and its grids, counted from its first token."""
 
     @abstractmethod
-    def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
-        """Vision features of each picture as `embed` wants them: (image tokens, D or a multiple of it)."""
+    def encode(self, pictures: Sequence[Pixels], shares: Shares | None = None) -> list[torch.Tensor]:
+        """Vision features of each picture as `embed` wants them: (image tokens, D or a multiple of it).
+
+        Where image tokens are `mixed`, `shares` is filled, by the pictures' keys.
+        """
 
     def conditioned(self, pixels: Pixels, text: str) -> Pixels:  # noqa: ARG002
         """`pixels` as the prompt `text` makes them; for families whose features depend on the words, too."""
         return pixels
-
-    def shares(self, pictures: Sequence[Pixels]) -> list[torch.Tensor | None]:
-        """Where `mixed`: what each image token is made of, (image tokens, cells) on the CPU."""
-        return [None] * len(pictures)
 
     @property
     def attention_owner(self) -> PreTrainedModel:

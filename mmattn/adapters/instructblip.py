@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
 
-from mmattn.adapters.base import Adapter, Pixels
+from mmattn.adapters.base import Adapter, Pixels, Shares
 from mmattn.adapters.layout import Affine, View
 from mmattn.adapters.sample import Sample
 from mmattn.adapters.text import Tokenised, plain_words, tokenise
@@ -53,24 +53,23 @@ class InstructBlipAdapter(Adapter):
         ids, offsets = [self.image_token_id] * lead + read.ids, ((0, 0),) * lead + read.offsets
         return Tokenised(ids, offsets, lead + read.prompt_length, text, said)
 
-    def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
-        queries = self._queries(pictures)
-        return list(self.model.language_projection(queries))
+    def encode(self, pictures: Sequence[Pixels], shares: Shares | None = None) -> list[torch.Tensor]:
+        """An image token is made of cells as the Q-Former's cross-attention says.
 
-    def shares(self, pictures: Sequence[Pixels]) -> list[torch.Tensor | None]:
-        """What each image token is made of: (image tokens, cells), the Q-Former's cross-attention.
-
-        Mean over its heads and cross-attending layers; the class token's share belongs to no place and is left out.
+        That is the mean over its heads and cross-attending layers; the class token's share belongs to no place and
+        is left out.
         """
-        if not pictures:
-            return []
+        if shares is None:
+            return list(self.model.language_projection(self._queries(pictures)))
         looking = [layer for layer in self.model.qformer.encoder.layer if layer.has_cross_attention]
         layers = [layer.crossattention.attention for layer in looking]
         rows = torch.arange(self.model.config.num_query_tokens).expand(len(pictures), -1)
         capture = RowCapture(rows)
         with Session(self.model.qformer, layers, "", capture):
-            self._queries(pictures)
-        return list(capture.stacked().mean(dim=(0, 2))[..., 1:].cpu())
+            queries = self._queries(pictures)
+        cells = capture.stacked().mean(dim=(0, 2))[..., 1:].cpu()
+        shares.update((one.key, share) for one, share in zip(pictures, cells, strict=True))
+        return list(self.model.language_projection(queries))
 
     def _queries(self, pictures: Sequence[Pixels]) -> torch.Tensor:
         """The Q-Former's output (B, queries, its width); each picture goes through the vision tower once."""

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from mmattn.adapters.base import Adapter, Pixels
+from mmattn.adapters.base import Adapter, Pixels, Shares
 from mmattn.adapters.layout import Affine, View
 from mmattn.errors import MmattnError
 
@@ -38,7 +38,7 @@ class LlavaAdapter(Adapter):
         rows, columns = pixels.values.shape[-2] // self.patch, pixels.values.shape[-1] // self.patch
         return rows * columns, (View(0, rows, columns, self._to_pixels(pixels.size)),)
 
-    def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
+    def encode(self, pictures: Sequence[Pixels], shares: Shares | None = None) -> list[torch.Tensor]:  # noqa: ARG002
         values = torch.stack([picture.values for picture in pictures])
         self.check_size(values)
         tower = next(self.model.model.vision_tower.parameters())

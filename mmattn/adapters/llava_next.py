@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 
-from mmattn.adapters.base import Pixels
+from mmattn.adapters.base import Pixels, Shares
 from mmattn.adapters.layout import Affine, View
 from mmattn.adapters.llava import LlavaAdapter
 
@@ -40,7 +40,7 @@ class LlavaNextAdapter(LlavaAdapter):
         tiles = View(base_rows * base_columns, y[0], x[0], Affine(x[1], y[1], x[2], y[2]), gap=1)
         return tiles.start + tiles.rows * (tiles.columns + 1), (base, tiles)
 
-    def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
+    def encode(self, pictures: Sequence[Pixels], shares: Shares | None = None) -> list[torch.Tensor]:  # noqa: ARG002
         self.check_size(pictures[0].values)
         tower = next(self.model.model.vision_tower.parameters())
         values = torch.cat([one.values for one in pictures]).to(tower.device, tower.dtype)

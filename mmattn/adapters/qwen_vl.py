@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mmattn.adapters.base import Adapter, Pixels, Prepared
+from mmattn.adapters.base import Adapter, Pixels, Prepared, Shares
 from mmattn.adapters.layout import Affine, View
 
 
@@ -37,7 +37,7 @@ class QwenVLAdapter(Adapter):
         width, height = pixels.size  # resized to whole cells, nothing cut or padded
         return rows * columns, (View(0, rows, columns, Affine(width / columns, height / rows)),)
 
-    def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
+    def encode(self, pictures: Sequence[Pixels], shares: Shares | None = None) -> list[torch.Tensor]:  # noqa: ARG002
         device = next(self.model.model.visual.parameters()).device
         grids = torch.tensor([_grid(one) for one in pictures], device=device)
         values = torch.cat([one.values for one in pictures]).to(device)

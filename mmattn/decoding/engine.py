@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Sample
+from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Sample, Shares
 from mmattn.attention import Session
 from mmattn.decoding.method import Method
 from mmattn.decoding.recorder import Capture, Recorder
@@ -105,20 +105,21 @@ def run(
 @torch.inference_mode()
 def _decode_batch(adapter: Adapter, requests: Sequence[Request], options: Options) -> list[Generation]:
     with adapter.session(edits=options.method.edits()) as session:
-        batch = _embed_branches(adapter, requests, options)
+        shares: Shares | None = {} if options.capture is not None else None
+        batch = _embed_branches(adapter, requests, options, shares)
         recorder = None
         if options.capture is not None:
             recorder = Recorder(options.capture, adapter, batch, len(batch.embeds) // len(requests))
         tokens = _loop(adapter, batch, requests, options, session, recorder)
     rows = zip(tokens.tolist(), requests, strict=True)
     answers = [_finish(adapter, row[: request.room], options.stop_ids) for row, request in rows]
-    if recorder is None:
+    if recorder is None or shares is None:
         return answers
-    read = recorder.attention([request.prepared for request in requests], [one.token_ids for one in answers])
+    read = recorder.attention([request.prepared for request in requests], [one.token_ids for one in answers], shares)
     return [replace(answer, attention=rows) for answer, rows in zip(answers, read, strict=True)]
 
 
-def _embed_branches(adapter: Adapter, requests: Sequence[Request], options: Options) -> Embedded:
+def _embed_branches(adapter: Adapter, requests: Sequence[Request], options: Options, shares: Shares | None) -> Embedded:
     """One left-padded batch with the rows of all branches; equal pictures are encoded once."""
     rows = [
         (request.prepared, pixels)
@@ -126,7 +127,7 @@ def _embed_branches(adapter: Adapter, requests: Sequence[Request], options: Opti
         for pixels in (request.prepared.pixels, *_branch_pixels(request, options))
     ]
     pictures = {one.key: one for _, pixels in rows for one in pixels}
-    encoded = dict(zip(pictures, adapter.encode(list(pictures.values())), strict=True)) if pictures else {}
+    encoded = dict(zip(pictures, adapter.encode(list(pictures.values()), shares), strict=True)) if pictures else {}
     return adapter.embed([row for row, _ in rows], [[encoded[one.key] for one in pixels] for _, pixels in rows])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mmattn.adapters import Adapter, Embedded, Prepared, SharedCache
+from mmattn.adapters import Adapter, Embedded, Prepared, SharedCache, Shares
 from mmattn.attention import RowCapture, Session
 from mmattn.checks import whole
 from mmattn.errors import MmattnError
@@ -85,19 +85,20 @@ class Recorder:
         read = session.capture
         if read is None:
             return
-        all_at_once = read.queries and isinstance(cache, SharedCache)
-        rows = read.read_postponed(cache.keys) if all_at_once else read.stacked()
+        postponed = cache if read.queries and isinstance(cache, SharedCache) else None
+        rows = read.stacked() if postponed is None else read.read_postponed(postponed.keys)
         rows = rows[:, :: self._branches, :, 0]
         if self._capture.heads is not None:
             rows = rows[:, :, list(self._capture.heads)]
         self._steps.append(rows if self._capture.device is None else rows.to(self._capture.device, non_blocking=True))
         self.taken.append(step)
 
-    def attention(self, prepared: Sequence[Prepared], answers: Sequence[Sequence[int]]) -> list[Attention]:
+    def attention(
+        self, prepared: Sequence[Prepared], answers: Sequence[Sequence[int]], shares: Shares
+    ) -> list[Attention]:
         """One `Attention` per sample; rows of tokens after a sample's end are dropped."""
         if self._steps and self._steps[0].is_cuda is False and torch.cuda.is_available():
             torch.cuda.synchronize()  # copies to the CPU may still be on their way
-        shares = iter(self._adapter.shares([one for sample in prepared for one in sample.pixels]))
         depth = len(self._adapter.attention_layers)
         layers = tuple(self._capture.layers or range(depth))
         read = []
@@ -114,7 +115,7 @@ class Recorder:
                     tuple(decode([asked[step]]) for step in steps),
                     layers,
                     depth,
-                    tuple(next(shares) for _ in sample.pixels),
+                    tuple(shares.get(one.key) for one in sample.pixels),
                     tuple(decode([answer[step]]) for step in steps),
                 )
             )

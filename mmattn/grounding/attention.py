@@ -127,13 +127,14 @@ def attend(
     columns = torch.tensor([layout.image_tokens], dtype=torch.long)
     capture = RowCapture(torch.tensor([adapter.rows(positions, prepared)]), columns, wanted)
     with torch.inference_mode(), adapter.session(capture, edits) as session:
-        features = [adapter.encode(prepared.pixels)] if prepared.pixels else [[]]
+        shares: dict[str, torch.Tensor] = {}
+        features = [adapter.encode(prepared.pixels, shares)] if prepared.pixels else [[]]
         batch = adapter.embed([prepared], features)
         session.columns = batch.columns
         adapter.decode(batch)
-        shares = tuple(adapter.shares(prepared.pixels))
+    made_of = tuple(shares.get(one.key) for one in prepared.pixels)
     tokens = tuple(adapter.tokenizer.decode([int(prepared.ids[position])]) for position in positions)
-    return Attention(capture.stacked()[:, 0].cpu(), layout, tuple(positions), tokens, wanted, count, shares)
+    return Attention(capture.stacked()[:, 0].cpu(), layout, tuple(positions), tokens, wanted, count, made_of)
 
 
 def choose_rows(rows: RowChoice | None, prepared: Prepared) -> list[int]:
