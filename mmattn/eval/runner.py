@@ -205,6 +205,8 @@ class _Run:
             max_new_tokens=longest,
             batch_size=self.batch_size,
             seed=self.seed,
+            # named by file, not by pixels: equal pictures would be numbered within a call, and a call is a window
+            keys=[f"{item.image}\0{item.prompt}" for item in asked.values()],
         )
         seconds = round((time.perf_counter() - start) / len(asked), 6)
         said = {

@@ -133,6 +133,7 @@ class Model(Protocol):
         max_new_tokens: int,
         batch_size: int,
         seed: int,
+        keys: Sequence[str],
     ) -> Sequence[Answer]: ...
 
 

@@ -89,6 +89,7 @@ class FakeModel:
     dies_in: int | None = None
     error: type[BaseException] = Killed
     asked: list[tuple[str, str]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
     calls: int = 0
 
     def describe(self) -> dict[str, Any]:
@@ -103,10 +104,12 @@ class FakeModel:
         max_new_tokens: int,
         batch_size: int,
         seed: int,
+        keys: Sequence[str],
     ) -> list[Spoken]:
         self.calls += 1
         if self.calls == self.dies_in:
             raise self.error
+        self.keys.extend(keys)
         name = resolve(method).name
         self.asked.extend((name, prompt) for prompt in prompts)
         return [_speak(image, prompt, name) for image, prompt in zip(images, prompts, strict=True)]

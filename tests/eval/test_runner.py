@@ -123,6 +123,25 @@ def test_a_real_model_gives_the_same_in_any_batch(vlm: mmattn.VLM, world: World,
     assert one["model"]["family"] == "llava"
 
 
+def test_equal_pictures_in_two_files_do_not_tie_answers_to_the_batch(
+    vlm: mmattn.VLM, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random streams are named by file and prompt: a count of equal samples in a call would follow the batches."""
+    pixels = next(world.images.iterdir()).read_bytes()
+    for image in world.images.iterdir():
+        (tmp_path / image.name).write_bytes(pixels)
+    data = load_instances(world.instances)
+    asked: list[Benchmark] = [Pope("random", build(data, "random"), tmp_path, instances=data, limit=4)]
+    generate = vlm.generate
+    monkeypatch.setattr(vlm, "generate", lambda *given, **named: generate(*given, **named, do_sample=True))
+    for size in (1, 16):
+        evaluate(vlm, asked, ["greedy"], tmp_path / str(size), batch_size=size, progress=False)
+    assert answers(tmp_path / "1") == answers(tmp_path / "16")
+    model = FakeModel()
+    run(world, tmp_path / "fake", model, asked=asked)
+    assert len(set(model.keys)) == len(model.keys) / len(METHODS) == 24
+
+
 def share(meta: Mapping[str, Any]) -> float:
     """Part of the 40 x 30 picture that the one box covers."""
     boxes = meta.get("boxes", ())
