@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # these take seconds to import, and --help needs none of them
 app = typer.Typer(no_args_is_help=True, help="Measure hallucination: POPE, CHAIR, or both.")
 
 INTERRUPTED = 130
+INCOMPLETE = 3
+STATUS = f"When pictures are missing or damaged, the rest is scored and the exit status is {INCOMPLETE}."
 
 Methods = Annotated[str, typer.Option("--method", help="Comma-separated; the others are compared with the first.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")]
@@ -31,7 +33,7 @@ Images = Annotated[Path | None, typer.Option(help="Folder of the images that --a
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the answers in the run folder and start over.")]
 
 
-@app.command()
+@app.command(epilog=STATUS)
 def pope(
     model: Model = "scenes-llava",
     method: Methods = "greedy",
@@ -44,9 +46,9 @@ def pope(
     max_new_tokens: Length = 8,
     annotations: Annotations = None,
     images: Images = None,
-    split: Annotated[str, typer.Option(help="Comma-separated: random, popular, adversarial.")] = ",".join(
-        ("random", "popular", "adversarial")
-    ),
+    split: Annotated[
+        str | None, typer.Option(help="Comma-separated: random, popular, adversarial; all of them by default.")
+    ] = None,
     questions: Annotated[Path | None, typer.Option(help="Published POPE file to ask instead (JSON lines).")] = None,
     scorer: Annotated[str, typer.Option(help="Rule that reads yes or no from an answer.")] = "official",
     as_json: AsJson = False,
@@ -57,6 +59,7 @@ def pope(
 
     def benchmarks() -> list[Benchmark]:
         if questions is not None:
+            _refuse_beside_questions({"--annotations": annotations, "--split": split})
             return [_published(questions, images, scorer, max_new_tokens, limit)]
         data = Data.find(annotations, None, images, captions_needed=False)
         return _pope(data, _names(split), scorer, max_new_tokens, seed, limit)
@@ -64,7 +67,7 @@ def pope(
     _run("pope", job, benchmarks)
 
 
-@app.command()
+@app.command(epilog=STATUS)
 def chair(
     model: Model = "scenes-llava",
     method: Methods = "greedy",
@@ -92,7 +95,7 @@ def chair(
     _run("chair", job, benchmarks)
 
 
-@app.command(name="all")
+@app.command(name="all", epilog=STATUS)
 def everything(
     model: Model = "scenes-llava",
     method: Methods = "greedy,vcd",
@@ -216,22 +219,25 @@ def _chair(data: Data, prompt: str | None, longest: int, seed: int, limit: int |
 
 def _run(kind: str, job: Job, benchmarks: Callable[[], list[Benchmark]]) -> None:
     """Load, evaluate, draw, print. Everything the user can get wrong cheaply is checked before the model loads."""
+    from mmattn.decoding import split_methods
+    from mmattn.eval.runner import label_methods
+
     out = job.out or Path("runs") / f"{kind}-{Path(job.model).name}"
+    asked = benchmarks()
+    methods = list(label_methods(split_methods(job.method)).values())
+    model = load_model(job.model, job.device, job.dtype)
     try:
-        asked = benchmarks()
-        results = _evaluate(job, asked, out)
+        results = _evaluate(model, job, asked, methods, out)
     except KeyboardInterrupt:
-        typer.echo(f"Stopped. Finished answers are kept in {out}; run the same command again to continue.", err=True)
+        again = "the same command again without --fresh" if job.fresh else "the same command again"
+        typer.echo(f"Stopped. Finished answers are kept in {out}; run {again} to continue.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     _print(results, out, job.as_json)
 
 
-def _evaluate(job: Job, asked: list[Benchmark], out: Path) -> dict[str, Any]:
-    from mmattn.decoding import split_methods
-    from mmattn.eval.runner import evaluate, label_methods
+def _evaluate(model: Any, job: Job, asked: list[Benchmark], methods: list[Any], out: Path) -> dict[str, Any]:
+    from mmattn.eval.runner import evaluate
 
-    methods = list(label_methods(split_methods(job.method)).values())
-    model = load_model(job.model, job.device, job.dtype)
     results = evaluate(
         model, asked, methods, out, batch_size=job.batch_size, seed=job.seed, progress=not job.as_json, fresh=job.fresh
     )
@@ -271,15 +277,27 @@ def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:
     else:
         # a pipe has no width; a table folded to 80 columns is unreadable there
         Console(width=None if sys.stdout.isatty() else 160).print(table(results))
+    typer.echo(f"Run folder: {out}", err=True)
     problem = failures(results)
     if problem:
-        typer.echo(f"{problem} Details: {out / 'samples.jsonl'}", err=True)
-    typer.echo(f"Run folder: {out}", err=True)
+        typer.echo(f"{problem} Details: {out / 'samples.jsonl'}; the run is incomplete, exit status {INCOMPLETE}.", err=True)
+        raise typer.Exit(INCOMPLETE)
 
 
-def _names(text: str) -> list[str]:
+def _refuse_beside_questions(given: dict[str, object]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise MmattnError(
+                f"--questions is a list of its own, {option} builds one",
+                f"To ask the published list drop {option}; to build one drop --questions.",
+            )
+
+
+def _names(text: str | None) -> list[str]:
     from mmattn.eval import STRATEGIES
 
+    if text is None:
+        return list(STRATEGIES)
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in STRATEGIES:

@@ -96,9 +96,33 @@ def test_interruption_keeps_the_work_and_says_how_to_go_on(world: World, fake: F
     assert invoke("pope", *data(world), "--out", tmp_path / "other").stdout == invoke(*words).stdout
 
 
+def test_interruption_of_a_fresh_run_does_not_advise_to_forget_again(
+    world: World, fake: FakeModel, tmp_path: Path
+) -> None:
+    fake.dies_in, fake.error = 3, KeyboardInterrupt
+    words = ["pope", *data(world), "--out", tmp_path / "run", "--batch-size", 4]
+    assert "without --fresh" in invoke(*words, "--fresh").stderr
+    fake.dies_in = fake.calls + 2
+    assert "--fresh" not in invoke(*words).stderr
+
+
+def test_interruption_before_the_first_question_promises_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "load_model", load)
+    result = invoke("pope", *data(world), "--out", tmp_path / "run", "--fresh")
+    assert result.exit_code == 130
+    assert "kept" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["pope", "--questions", "q.json", "DATA"], "drop --annotations"),
+        (["pope", "--questions", "q.json", "--images", ".", "--split", "random"], "drop --split"),
         (["pope", "--images", "."], "--annotations, which is not given"),
         (["pope", "--annotations", "none.json"], "Add --images"),
         (["pope", "--annotations", "none.json", "--images", "."], "none.json does not exist"),
@@ -140,6 +164,17 @@ def test_missing_images_are_told_on_stderr(world: World, fake: FakeModel, tmp_pa
         (folder / path.name).write_bytes(path.read_bytes())
     words = ["--annotations", world.instances, "--images", folder, "--out", tmp_path / "run"]
     result = invoke("chair", *words)
-    assert result.exit_code == 0
+    assert result.exit_code == 3
+    assert "CHAIR_i" in result.stdout, "the table is printed all the same"
+    assert (tmp_path / "run" / "table.md").exists()
     assert "4 questions could not be asked" in result.stderr
+    assert "exit status 3" in result.stderr
     assert "No --captions" in result.stderr
+    as_json = invoke("chair", *words, "--json")
+    assert as_json.exit_code == 3
+    assert json.loads(as_json.stdout)["samples"]["chair"]["greedy"]["failed"] == 4
+
+
+@pytest.mark.parametrize("name", ["pope", "chair", "all"])
+def test_help_tells_the_status_of_an_incomplete_run(name: str) -> None:
+    assert "status is 3" in " ".join(invoke(name, "--help").stdout.split())
