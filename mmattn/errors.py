@@ -24,3 +24,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> MmattnError:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     return MmattnError(f"Unknown {kind} {name!r}", f"{hint}Known: {', '.join(names)}.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out. PyTorch has a type of its own for that on a GPU only, and tells it in words on a CPU."""
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )

@@ -70,8 +70,8 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
 
 
 BAD = [
-    ({"name": "scenes-lava"}, "no model 'scenes-lava'.*Bundled: scenes-llava"),
-    ({"name": "/nowhere/at/all"}, "no model"),
+    ({"name": "scenes-lava"}, "Unknown model 'scenes-lava'.*Did you mean scenes-llava.*local folder"),
+    ({"name": "/nowhere/at/all"}, "Unknown model"),
     ({"dtype": "float8"}, "Unknown dtype 'float8'"),
     ({"device": "gpu"}, "Unknown device"),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmattn.cli.options import AsJson, BatchSize, Device, Dtype, Model, Seed, load_model
+from mmattn.cli.options import AsJson, BatchSize, Device, Dtype, Model, Seed, emit, load_model
 from mmattn.errors import MmattnError, unknown
 
 if TYPE_CHECKING:  # these take seconds to import, and --help needs none of them
@@ -273,14 +272,16 @@ def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:
     from mmattn.eval.report import failures, table
 
     if as_json:
-        typer.echo(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False))
+        emit(results, indent=1)
     else:
         # a pipe has no width; a table folded to 80 columns is unreadable there
         Console(width=None if sys.stdout.isatty() else 160).print(table(results))
     typer.echo(f"Run folder: {out}", err=True)
     problem = failures(results)
     if problem:
-        typer.echo(f"{problem} Details: {out / 'samples.jsonl'}; the run is incomplete, exit status {INCOMPLETE}.", err=True)
+        typer.echo(
+            f"{problem} Details: {out / 'samples.jsonl'}; the run is incomplete, exit status {INCOMPLETE}.", err=True
+        )
         raise typer.Exit(INCOMPLETE)
 
 

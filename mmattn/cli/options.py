@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from mmattn.errors import MmattnError
 
 if TYPE_CHECKING:
     from mmattn.vlm import VLM
@@ -36,19 +33,13 @@ def load_model(name: str, device: str | None, dtype: str | None, trust_remote_co
     return load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
-def emit(value: Any) -> None:
+def emit(value: Any, indent: int = 2) -> None:
     """One JSON document on the standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    # Outside of UTF-8 only JSON's own escapes are read back as what they were.
+    escape = not (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, ensure_ascii=escape, indent=indent, allow_nan=False) + "\n")
 
 
 def say(text: str) -> None:
     """One line for people on the standard output."""
     sys.stdout.write(text + "\n")
-
-
-def write_json(path: Path, value: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise MmattnError(f"Cannot write {path} ({error.strerror})", "Choose a writable path.") from error
