@@ -69,8 +69,16 @@ def test_attend_writes_the_picture(folder: Path, tmp_path: Path, capsys: Any, mo
     assert [row["token"] for row in report["rows"]] == ["c", "a", "t"]
     assert 0 <= report["peak"][0] <= 50
     assert 0 <= report["peak"][1] <= 90
+    assert report["picture"] == str(target)
     with Image.open(target) as picture:
         assert picture.width > 500
+
+
+def test_attend_tells_the_path_that_was_written(folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    words = ["attend", folder / "1.png", "-p", "q", "--out", tmp_path / "map", "--model", folder / "model"]
+    assert f"Written: {tmp_path / 'map.png'}\n" in run(capsys, monkeypatch, *words)[1]
+    assert json.loads(run(capsys, monkeypatch, *words, "--json")[1])["picture"] == str(tmp_path / "map.png")
+    assert (tmp_path / "map.png").exists()
 
 
 def test_lists(capsys: Any, monkeypatch: Any) -> None:
@@ -211,7 +219,7 @@ def test_an_interruption_ends_with_130(folder: Path, capsys: Any, monkeypatch: A
 def _program(words: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """The program in a shell of its own."""
     return subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {sys.executable} -c 'import mmattn.cli; mmattn.cli.main()' {words} {redirect}"],
+        ["bash", "-c", f"{sys.executable} -c 'import mmattn.cli; mmattn.cli.main()' {words} {redirect}"],
         capture_output=True, text=True, env={**os.environ, **environment}, check=False,
     )  # fmt: skip
 

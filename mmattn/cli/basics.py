@@ -76,7 +76,7 @@ def attend(
     layer: Annotated[list[int] | None, typer.Option(help="Decoder layers to average.")] = None,
     head: Annotated[list[int] | None, typer.Option(help="Heads to average.")] = None,
     smooth: Annotated[bool, typer.Option(help="Interpolate between cells.")] = False,
-    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("attention.png"),
+    out: Annotated[Path, typer.Option(help="The picture to write; .png unless the name ends otherwise.")] = Path("attention.png"),
     model: options.Model = "scenes-llava",
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -99,15 +99,15 @@ def attend(
     if layer is None and head is None and vlm.localisation_head:
         layer, head = [vlm.localisation_head[0]], [vlm.localisation_head[1]]
     heat = read.heatmap(layers=layer, heads=head, smooth=smooth)
-    save_overlay(out, picture, heat, f"{prompt}\n{text}")
+    written = save_overlay(out, picture, heat, f"{prompt}\n{text}")
     x, y = read.peak(layers=layer, heads=head)
     if as_json:
-        report = {"prompt": prompt, "answer": text, "peak": [x, y], "rows": describe_rows(read), "picture": str(out)}
-        options.emit({"model": vlm.describe(), "layers": layer, "heads": head, **report})
+        told = {"prompt": prompt, "answer": text, "peak": [x, y], "rows": describe_rows(read), "picture": str(written)}
+        options.emit({"model": vlm.describe(), "layers": layer, "heads": head, **told})
         return
     options.say(f"Answer: {text}")
     options.say(f"Strongest at x = {x:.0f}, y = {y:.0f} of {picture.width} x {picture.height} pixels.")
-    options.say(f"Written: {out}")
+    options.say(f"Written: {written}")
 
 
 def models(as_json: options.AsJson = False) -> None:

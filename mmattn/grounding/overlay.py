@@ -43,8 +43,15 @@ def save_overlay(
     title: str = "",
     boxes: Sequence[Box] = (),
 ) -> Path:
-    """Write the picture beside the picture with its heat map, both under `title`; `boxes` are XYXY pixels."""
+    """Write the picture beside the picture with its heat map, both under `title`; `boxes` are XYXY pixels.
+
+    Returns the path that was written: `path`, with ".png" added where it has no ending.
+    """
     target = Path(path)
+    if target.is_dir():
+        raise MmattnError(f"{target} is a folder", "Name a file in it, such as attention.png.")
+    if not target.suffix:
+        target = target.with_name(f"{target.name}.png")
     shape = image.height / image.width
     figure = Figure(figsize=(8, min(max(4 * shape, 1.5), 16) + 0.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
