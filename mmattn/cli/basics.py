@@ -76,7 +76,9 @@ def attend(
     layer: Annotated[list[int] | None, typer.Option(help="Decoder layers to average.")] = None,
     head: Annotated[list[int] | None, typer.Option(help="Heads to average.")] = None,
     smooth: Annotated[bool, typer.Option(help="Interpolate between cells.")] = False,
-    out: Annotated[Path, typer.Option(help="The picture to write; .png unless the name ends otherwise.")] = Path("attention.png"),
+    out: Annotated[Path, typer.Option(help="The picture to write; .png unless the name ends otherwise.")] = Path(
+        "attention.png"
+    ),
     model: options.Model = "scenes-llava",
     device: options.Device = None,
     dtype: options.Dtype = None,

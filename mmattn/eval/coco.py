@@ -10,7 +10,8 @@ import hashlib
 import importlib
 import io
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,7 @@ def load_instances(path: Path) -> Instances:
             category = categories[entry["category_id"]]
             found[category] = found.get(category, ()) + _box(entry)
         objects[name], boxes[name] = tuple(found), found
-    sizes = {
-        image["file_name"]: (image["width"], image["height"])
-        for image in data["images"]
-        if isinstance(image.get("width"), int) and isinstance(image.get("height"), int)
-    }
+    sizes = {image["file_name"]: (image["width"], image["height"]) for image in data["images"] if _has_size(image)}
     return Instances(path.name, digest, tuple(names.values()), tuple(categories.values()), objects, boxes, sizes)
 
 
@@ -93,13 +90,24 @@ def load_captions(path: Path) -> Captions:
     return Captions(path.name, digest, texts)
 
 
+def is_text(value: Any) -> bool:
+    """Whether `value` is a text that UTF-8 can hold; JSON may escape half a surrogate pair, which it cannot."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         raise MmattnError(f"Annotation file {path} does not exist", "Check the path.")
     raw = path.read_bytes()
     try:
         data = json.loads(raw)
-    except ValueError as error:  # covers both broken JSON and broken UTF-8
+    except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, or a thousand brackets
         raise MmattnError(f"{path} is not valid JSON ({error})", "Download or export the file again.") from error
     if not isinstance(data, dict):
         raise MmattnError(
@@ -139,6 +147,8 @@ def _check_entry(where: str, entry: Any, keys: Mapping[str, tuple[type, ...]]) -
         # bool is an int in Python; True is no id
         if not isinstance(entry[key], types) or isinstance(entry[key], bool):
             raise MmattnError(f"{where}: '{key}' is {_kind(entry[key])}", f"It must be {_WORDS[types[0]]}.")
+        if str in types and not is_text(entry[key]):
+            raise MmattnError(f"{where}: '{key}' has half a surrogate pair", "It must be text that UTF-8 can hold.")
         if entry[key] == "" and key != "caption":
             raise MmattnError(f"{where}: '{key}' is empty", "Give it a value or remove the entry.")
 
@@ -168,8 +178,21 @@ def _check_links(path: Path, data: dict[str, Any], key: str, target: str, word: 
 def _check_box(where: str, entry: dict[str, Any]) -> None:
     box = entry.get("bbox", [0, 0, 0, 0])
     numbers = isinstance(box, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
-    if not numbers or len(box) != 4:
+    if not numbers or len(box) != 4 or not _is_finite(box):
         raise MmattnError(f"{where}: 'bbox' is not four numbers", "It must be [x, y, width, height] in pixels.")
+
+
+def _is_finite(box: Sequence[float]) -> bool:
+    """Whether all corners of the box are finite; JSON holds whole numbers beyond all floats, and infinities."""
+    try:
+        x, y, width, height = map(float, box)
+    except OverflowError:
+        return False
+    return math.isfinite(x + width) and math.isfinite(y + height)
+
+
+def _has_size(image: Mapping[str, Any]) -> bool:
+    return all(type(side) is int and 0 < side < 2**31 for side in (image.get("width"), image.get("height")))
 
 
 def _index(data: dict[str, Any]) -> Any:
@@ -188,8 +211,8 @@ def _index(data: dict[str, Any]) -> Any:
 def _box(entry: Mapping[str, Any]) -> tuple[Box, ...]:
     if "bbox" not in entry:
         return ()
-    x, y, width, height = entry["bbox"]
-    return ((float(x), float(y), float(x + width), float(y + height)),)
+    x, y, width, height = map(float, entry["bbox"])
+    return ((x, y, x + width, y + height),)
 
 
 def _kind(value: Any) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.errors import MmattnError, unknown
-from mmattn.eval.coco import Instances
+from mmattn.eval.coco import Instances, is_text
 
 STRATEGIES = ("random", "popular", "adversarial")
 IMAGES = 500
@@ -158,12 +158,14 @@ def _parse(where: str, line: str) -> Question:
     form = 'Each line is {"question_id": 1, "image": "1.jpg", "text": "Is there a dog in the image?", "label": "no"}.'
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MmattnError(f"{where} is not valid JSON ({error})", form) from error
     if not isinstance(values, dict):
         raise MmattnError(f"{where} is not a JSON object", form)
-    for key, kind in (("question_id", int), ("image", str), ("text", str), ("label", str)):
-        if not isinstance(values.get(key), kind) or isinstance(values.get(key), bool) or values[key] == "":
+    usable = {"question_id": type(values.get("question_id")) is int}
+    usable |= {key: is_text(values.get(key)) and values[key].strip() != "" for key in ("image", "text", "label")}
+    for key, good in usable.items():
+        if not good:
             raise MmattnError(f"{where} has no usable '{key}'", form)
     if values["label"].lower() not in ("yes", "no"):
         raise MmattnError(f"{where}: label {values['label']!r} is neither yes nor no", form)
