@@ -96,6 +96,9 @@ BAD = [
     (["generate", "nowhere.png", "-p", "q"], "nowhere.png does not exist. Check the path."),
     (["generate", "{folder}/broken.jpg", "-p", "q"], "broken.jpg"),
     (["generate", "{folder}/0.png", "-p", " "], "prompt is empty"),
+    (["generate", "{folder}/0.png", "-p", "\udcff"], "prompt is not UTF-8"),
+    (["attend", "{folder}/0.png", "-p", "\udcff"], "prompt is not UTF-8"),
+    (["attend", "{folder}/0.png", "-p", "q", "--answer", "\udcff"], "answer is not UTF-8"),
     (["generate", "{folder}/0.png", "-p", "q", "--method", "vdc"], "Did you mean vcd"),
     (["generate", "{folder}/0.png", "{folder}/1.png", "-p", "a", "-p", "b", "-p", "c"], "2 pictures and 3 prompts"),
     (["attend", "{folder}/0.png", "-p", "q", "--rows", "zebra"], "do not stand in the prompt"),
@@ -256,6 +259,13 @@ def test_json_is_json_in_every_encoding() -> None:
             env={**os.environ, "PYTHONIOENCODING": encoding},
         )  # fmt: skip
         assert json.loads(done.stdout) == {"text": "\xe9\U0001f600\ud800"}, done.stderr
+
+
+@pytest.mark.parametrize("command", [["generate", "0.png", "-p", "q"], ["eval", "pope"]])
+def test_an_absurd_length_is_a_usage_error(command: list[str], capsys: Any, monkeypatch: Any) -> None:
+    code, _, err = run(capsys, monkeypatch, *command, "--max-new-tokens", 10**30)
+    assert code == 2
+    assert "range" in err
 
 
 def test_usage_errors_and_help_do_not_load_torch() -> None:

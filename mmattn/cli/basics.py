@@ -42,6 +42,8 @@ def generate(
     from mmattn.images import open_image
 
     paths, prompts = _pairs(images, prompt)
+    for text in prompts:
+        options.require_text("prompt", text)
     chosen = resolve(method)  # tell of bad input before the model is loaded
     pictures = {path: open_image(path) for path in paths}
     vlm = options.load_model(model, device, dtype, trust_remote_code)
@@ -93,6 +95,9 @@ def attend(
     from mmattn.grounding.attention import describe_rows
     from mmattn.images import open_image
 
+    options.require_text("prompt", prompt)
+    if answer:
+        options.require_text("answer", answer)
     picture = open_image(image)
     vlm = options.load_model(model, device, dtype, trust_remote_code)
     said = answer if answer is not None else vlm.generate(picture, prompt)[0]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmattn.cli.options import AsJson, BatchSize, Device, Dtype, Model, Seed, emit, load_model
-from mmattn.errors import MmattnError, unknown
+from mmattn.cli.options import LONGEST, AsJson, BatchSize, Device, Dtype, Model, Seed, emit, load_model, require_text
+from mmattn.errors import MmattnError, first_line, unknown
 
 if TYPE_CHECKING:  # these take seconds to import, and --help needs none of them
     from mmattn.eval import Benchmark, Captions, Instances
@@ -25,7 +25,7 @@ STATUS = f"When pictures are missing or damaged, the rest is scored and the exit
 Methods = Annotated[str, typer.Option("--method", help="Comma-separated; the others are compared with the first.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; a run that was cut off continues there.")]
-Length = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")]
+Length = Annotated[int, typer.Option("--max-new-tokens", min=1, max=LONGEST, help="Longest answer in tokens.")]
 Annotations = Annotated[Path | None, typer.Option(help="COCO-format instances; by default the bundled scenes.")]
 References = Annotated[Path | None, typer.Option("--captions", help="COCO-format reference captions.")]
 Images = Annotated[Path | None, typer.Option(help="Folder of the images that --annotations names.")]
@@ -88,6 +88,8 @@ def chair(
     job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
 
     def benchmarks() -> list[Benchmark]:
+        if prompt is not None:
+            require_text("prompt", prompt)
         data = Data.find(annotations, captions, images, captions_needed=True)
         return [_chair(data, prompt, max_new_tokens, seed, limit)]
 
@@ -105,7 +107,7 @@ def everything(
     limit: Limit = None,
     chair_limit: Annotated[int | None, typer.Option(min=1, help="Images to caption; --limit by default.")] = None,
     out: Out = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=LONGEST, help="Longest caption in tokens.")] = 64,
     annotations: Annotations = None,
     captions: References = None,
     images: Images = None,
@@ -262,8 +264,8 @@ def _draw(model: Any, asked: list[Benchmark], method: str, out: Path) -> None:
     head = getattr(model, "localisation_head", None)
     try:
         draw(model, *chosen, out / "picture.png", {"layers": head[0], "heads": head[1]} if head else None)
-    except MmattnError as error:  # the numbers are what was asked for; do not lose them over an illustration
-        typer.echo(f"No picture: {error}", err=True)
+    except (MmattnError, RuntimeError, MemoryError) as error:  # the numbers are not lost over an illustration
+        typer.echo(f"No picture: {first_line(error)}", err=True)
 
 
 def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:
@@ -299,7 +301,7 @@ def _names(text: str | None) -> list[str]:
 
     if text is None:
         return list(STRATEGIES)
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in STRATEGIES:
             raise unknown("POPE split", name, STRATEGIES)

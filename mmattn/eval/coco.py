@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.errors import MmattnError
+from mmattn.text import is_text
 
 Box = tuple[float, float, float, float]
 
@@ -88,17 +89,6 @@ def load_captions(path: Path) -> Captions:
         for image in data["images"]
     }
     return Captions(path.name, digest, texts)
-
-
-def is_text(value: Any) -> bool:
-    """Whether `value` is a text that UTF-8 can hold; JSON may escape half a surrogate pair, which it cannot."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:

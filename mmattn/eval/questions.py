@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.errors import MmattnError, unknown
-from mmattn.eval.coco import Instances, is_text
+from mmattn.eval.coco import Instances
+from mmattn.text import is_text
 
 STRATEGIES = ("random", "popular", "adversarial")
 IMAGES = 500
