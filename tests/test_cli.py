@@ -265,7 +265,7 @@ def test_json_is_json_in_every_encoding() -> None:
 def test_an_absurd_length_is_a_usage_error(command: list[str], capsys: Any, monkeypatch: Any) -> None:
     code, _, err = run(capsys, monkeypatch, *command, "--max-new-tokens", 10**30)
     assert code == 2
-    assert "range" in err
+    assert "--max-new-tokens" in err
 
 
 def test_usage_errors_and_help_do_not_load_torch() -> None:
