@@ -24,30 +24,35 @@ def open_image(source: ImageLike) -> Image.Image:
     """Return `source` as an upright 8-bit RGB picture.
 
     Args:
-        source: a path, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8, float in 0..1,
-            or, for grey, uint16.
+        source: a path, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or of floats in
+            0..1; grey ones may be uint16.
 
-    EXIF rotation is applied, 16-bit greyscale is scaled to 8 bit, transparency is laid over white, CMYK and
-    palettes are converted. A PIL image of mode "F" is read as a float array.
+    EXIF rotation is applied, transparency is laid over white, CMYK and palettes are converted. 16-bit greyscale, in a
+    file or an array, is scaled to 8 bit, unless no value exceeds 255. Floats, in a file, a PIL image or an array,
+    must be finite and lie in 0..1.
 
     Raises:
-        MmattnError: the file is missing, is no picture, is truncated, or is smaller than 2 x 2 pixels.
+        MmattnError: the file is missing, is no picture, is truncated, is smaller than 2 x 2 pixels, or has values out
+            of range.
     """
     if isinstance(source, np.ndarray):
-        return _checked(_rgb(_from_array(source)), "the array")
+        return _checked(_rgb(_from_array(source, "The array"), "The array"), "The array")
     if isinstance(source, Image.Image):
-        return _checked(_rgb(_loaded(source, "the picture")), "the picture")
+        return _checked(_rgb(_loaded(source, "The picture"), "The picture"), "The picture")
     if not isinstance(source, (str, os.PathLike)):
         raise MmattnError(
             f"Cannot read a picture from {type(source).__name__}", "Give a path, a PIL image or a numpy array."
         )
-    path = Path(source)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise MmattnError(f"Image file {path} {what}", "Check the path.")
+    return _from_file(Path(source))
+
+
+def _from_file(path: Path) -> Image.Image:
     try:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise MmattnError(f"Image file {path} {what}", "Check the path.")
         with Image.open(path) as picture:
-            return _checked(_rgb(_loaded(picture, str(path))), str(path))
+            return _checked(_rgb(_loaded(picture, str(path)), str(path)), str(path))
     except UnidentifiedImageError as error:
         raise MmattnError(f"{path} is not a picture that Pillow can read", "Convert it to PNG or JPEG.") from error
     except Image.DecompressionBombError as error:
@@ -66,27 +71,35 @@ def _loaded(picture: Image.Image, name: str) -> Image.Image:
         raise MmattnError(f"{name} is damaged ({error})", "Download or export it again.") from error
 
 
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
+    shape = array.shape
+    if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
         raise MmattnError(
-            f"An array of shape {array.shape} is no picture", "Give (H, W), (H, W, 3) or (H, W, 4), channels last."
+            f"An array of shape {shape} is no picture", "Give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), channels last."
         )
+    if array.ndim == 3 and shape[2] == 1:
+        array = array[..., 0]
     if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise MmattnError("A float picture must lie in 0..1", "Scale it, or pass uint8 values in 0..255.")
-        array = np.round(array * 255).astype(np.uint8)
-    if array.dtype == np.uint16 and array.ndim == 2:
+        array = _from_floats(array, name)
+    elif array.dtype.newbyteorder("=") == np.uint16 and array.ndim == 2:
         array = _to_8_bit(array.astype(np.float64))
     if array.dtype != np.uint8:
-        raise MmattnError(f"An array of type {array.dtype} is no picture", "Pass uint8, or float in 0..1.")
+        raise MmattnError(
+            f"An array of type {array.dtype} and shape {shape} is no picture",
+            "Pass uint8, floats in 0..1, or uint16 for grey.",
+        )
     return Image.fromarray(array)
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
+def _from_floats(array: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+        raise MmattnError(f"{name} has floats outside of 0..1", "Scale them, or use uint8 values in 0..255.")
+    return np.round(array * 255).astype(np.uint8)
+
+
+def _rgb(picture: Image.Image, name: str) -> Image.Image:
     if picture.mode == "F":
-        return _from_array(np.asarray(picture)).convert("RGB")
+        return Image.fromarray(_from_floats(np.asarray(picture), name)).convert("RGB")
     if picture.mode.startswith("I"):
         return Image.fromarray(_to_8_bit(np.asarray(picture, dtype=np.float64))).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from mmattn import scenes
 from mmattn.adapters import require_supported
-from mmattn.errors import MmattnError, unknown
+from mmattn.errors import MmattnError, first_line, is_out_of_memory, unknown
 
 BUNDLED = ("scenes-llava", "scenes-instructblip", "scenes-qwen")
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SMALLER = "Use dtype='bfloat16' or device_map='auto'."
 
 
 def load_pretrained(
@@ -27,8 +27,7 @@ def load_pretrained(
 ) -> tuple[PreTrainedModel, Any, dict[str, Any]]:
     """The transformers model and processor of `name`, in evaluation mode on its device, and its presets.
 
-    Presets are what `mmattn.json` in a local model folder says: "localisation_head", the (layer, head) that points
-    best at things.
+    Presets are what `mmattn.json` in a local model folder says, such as which head localises best.
 
     Weights come from safetensors only. See `mmattn.load` for the arguments.
 
@@ -45,14 +44,15 @@ def load_pretrained(
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=_dtype(dtype, place), use_safetensors=True, **options, **kwargs
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise MmattnError(f"Cannot load {name} ({_first_line(error)})", _remedy(local)) from error
+    except MmattnError:
+        raise
+    except Exception as error:  # damaged files make transformers and its libraries raise nearly anything
+        remedy = SMALLER if is_out_of_memory(error) else _remedy(local)
+        raise MmattnError(f"Cannot load {name} ({_reason(error)})", remedy) from error
     try:
         model = model if "device_map" in kwargs else model.to(place)
-    except (torch.OutOfMemoryError, RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
-        raise MmattnError(
-            f"Cannot place {name} on {place} ({_first_line(error)})", "Use dtype='bfloat16' or device_map='auto'."
-        ) from error
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        raise MmattnError(f"Cannot place {name} on {place} ({first_line(error)})", SMALLER) from error
     return model.eval(), processor, _presets(Path(source)) if local else {}
 
 
@@ -65,8 +65,8 @@ def _locate(name: str) -> tuple[str, bool]:
             raise MmattnError(f"Folder {path} holds no config.json", "Give the folder written by save_pretrained().")
         return str(path), True
     if "/" not in name or path.is_absolute() or name.count("/") > 1:
-        problem = unknown("model", name, BUNDLED)
-        raise MmattnError(problem.message, f"{problem.remedy} Or give a local folder, or a hub id like org/name.")
+        near = unknown("model", name, BUNDLED)
+        raise MmattnError(near.message, f"{near.remedy} Or give a local folder, or a hub id like org/name.")
     return name, False
 
 
@@ -74,19 +74,16 @@ def _presets(folder: Path) -> dict[str, Any]:
     path = folder / "mmattn.json"
     if not path.is_file():
         return {}
-    mend = "Mend it, or delete it to do without presets."
+    remedy = "Mend it, or delete it to do without presets."
     try:
-        presets = json.loads(path.read_text(encoding="utf-8"))
+        presets = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise MmattnError(f"{path} is not JSON ({error})", mend) from error
-    if not isinstance(presets, dict):
-        raise MmattnError(f"{path} holds no JSON object", mend)
-    if (head := presets.get("localisation_head")) is not None:
-        places = [head.get(word) if isinstance(head, dict) else None for word in ("layer", "head")]
-        if not all(type(place) is int and place >= 0 for place in places):
-            raise MmattnError(f'{path}: "localisation_head" must be {{"layer": number, "head": number}}', mend)
-        presets["localisation_head"] = tuple(places)
-    return presets
+        raise MmattnError(f"{path} is not JSON ({error})", remedy) from error
+    head = presets.get("localisation_head", {}) if isinstance(presets, dict) else None
+    places = [head.get("layer"), head.get("head")] if isinstance(head, dict) else []
+    if head != {} and not (places and all(type(place) is int and place >= 0 for place in places)):
+        raise MmattnError(f'{path} is not like {{"localisation_head": {{"layer": 4, "head": 0}}}}', remedy)
+    return dict(presets)
 
 
 def _device(device: str | None) -> torch.device:
@@ -96,13 +93,14 @@ def _device(device: str | None) -> torch.device:
         place = torch.device(device)
     except RuntimeError as error:
         raise MmattnError(f"Unknown device {device!r}", 'Use for example "cpu", "cuda" or "cuda:1".') from error
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if place.type == "xpu":
-        available["xpu"] = torch.xpu.is_available()
-    if not available.get(place.type):
-        raise MmattnError(f"Device {device!r} is not available on this machine", 'Use device="cpu".')
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise MmattnError(f"Device {device!r} does not exist", f"There are {torch.cuda.device_count()} GPUs.")
+    if place.type == "cpu":
+        return place
+    usable = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if usable is None or usable.type != place.type:
+        other = f' or "{usable.type}"' if usable else ""
+        raise MmattnError(f"Device {device!r} is not available on this machine", f'Use "cpu"{other}.')
+    if (place.index or 0) >= torch.accelerator.device_count():
+        raise MmattnError(f"Device {device!r} does not exist", f"There are {torch.accelerator.device_count()} GPUs.")
     return place
 
 
@@ -117,8 +115,10 @@ def _dtype(dtype: str | torch.dtype | None, place: torch.device) -> Any:
     return DTYPES[dtype]
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _reason(error: Exception) -> str:
+    """What an error says; many say little without the name of their type."""
+    said = first_line(error)
+    return said if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {said}"
 
 
 def _remedy(local: bool) -> str:

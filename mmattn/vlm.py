@@ -45,7 +45,8 @@ class VLM:
         self.processor = processor
         self.name = name or str(model.config._name_or_path or type(model).__name__)
         self.adapter = adapter_for(model, processor)
-        self.localisation_head: tuple[int, int] | None = (presets or {}).get("localisation_head")
+        head = (presets or {}).get("localisation_head")
+        self.localisation_head: tuple[int, int] | None = (head["layer"], head["head"]) if head else None
 
     def generate(
         self,

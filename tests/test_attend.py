@@ -183,3 +183,12 @@ def test_overlay_keeps_the_picture_where_it_is_cold(pictures: list[Any], tmp_pat
         overlay(picture, heat.T)
     with pytest.raises(MmattnError, match="Cannot write"):
         save_overlay(tmp_path / "o.unknown", picture, heat)
+
+
+def test_overlay_without_an_ending_becomes_a_png(pictures: list[Any], tmp_path: Any) -> None:
+    heat = np.zeros((60, 120), dtype=np.float32)
+    path = save_overlay(tmp_path / "map", pictures[1], heat)
+    assert path == tmp_path / "map.png"
+    assert [one.name for one in tmp_path.iterdir()] == ["map.png"]
+    with pytest.raises(MmattnError, match="is a folder"):
+        save_overlay(tmp_path, pictures[1], heat)

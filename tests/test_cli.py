@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from mmattn import cli
@@ -65,8 +69,16 @@ def test_attend_writes_the_picture(folder: Path, tmp_path: Path, capsys: Any, mo
     assert [row["token"] for row in report["rows"]] == ["c", "a", "t"]
     assert 0 <= report["peak"][0] <= 50
     assert 0 <= report["peak"][1] <= 90
+    assert report["picture"] == str(target)
     with Image.open(target) as picture:
         assert picture.width > 500
+
+
+def test_attend_tells_the_path_that_was_written(folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    words = ["attend", folder / "1.png", "-p", "q", "--out", tmp_path / "map", "--model", folder / "model"]
+    assert f"Written: {tmp_path / 'map.png'}\n" in run(capsys, monkeypatch, *words)[1]
+    assert json.loads(run(capsys, monkeypatch, *words, "--json")[1])["picture"] == str(tmp_path / "map.png")
+    assert (tmp_path / "map.png").exists()
 
 
 def test_lists(capsys: Any, monkeypatch: Any) -> None:
@@ -84,6 +96,9 @@ BAD = [
     (["generate", "nowhere.png", "-p", "q"], "nowhere.png does not exist. Check the path."),
     (["generate", "{folder}/broken.jpg", "-p", "q"], "broken.jpg"),
     (["generate", "{folder}/0.png", "-p", " "], "prompt is empty"),
+    (["generate", "{folder}/0.png", "-p", "\udcff"], "prompt is not UTF-8"),
+    (["attend", "{folder}/0.png", "-p", "\udcff"], "prompt is not UTF-8"),
+    (["attend", "{folder}/0.png", "-p", "q", "--answer", "\udcff"], "answer is not UTF-8"),
     (["generate", "{folder}/0.png", "-p", "q", "--method", "vdc"], "Did you mean vcd"),
     (["generate", "{folder}/0.png", "{folder}/1.png", "-p", "a", "-p", "b", "-p", "c"], "2 pictures and 3 prompts"),
     (["attend", "{folder}/0.png", "-p", "q", "--rows", "zebra"], "do not stand in the prompt"),
@@ -113,54 +128,148 @@ def test_a_traceback_is_shown_when_asked_for(monkeypatch: Any) -> None:
         cli.main()
 
 
-def test_usage_errors_and_help_do_not_load_torch() -> None:
-    code = "import sys, mmattn.cli; assert 'torch' not in sys.modules, 'slow start'"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def _spoilt(folder: Path, target: Path, name: str, spoil: Callable[[bytes], bytes]) -> Path:
+    """A copy of the model folder with one file changed (or made)."""
+    shutil.copytree(folder / "model", target)
+    old = (target / name).read_bytes() if (target / name).exists() else b""
+    (target / name).write_bytes(spoil(old))
+    return target
 
 
-UNEXPECTED: list[tuple[BaseException, int, str]] = [
-    (ZeroDivisionError("division by zero\nmore"), 1, "unexpected ZeroDivisionError: division by zero. Please report"),
-    (OSError(28, "No space left on device", "x.json"), 1, "x.json: No space left on device"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), 1, "Out of memory. Use a smaller"),
-    (MemoryError(), 1, "Out of memory"),
-    (KeyboardInterrupt(), 130, "interrupted"),
+SPOILT: list[tuple[str, Callable[[bytes], bytes], str]] = [
+    ("model.safetensors", lambda raw: raw[: len(raw) // 2], "Cannot load"),
+    ("model.safetensors", lambda raw: b"", "Cannot load"),
+    ("config.json", lambda raw: raw[:40], "Cannot load"),
+    ("config.json", lambda raw: raw.replace(b'"hidden_size": 32', b'"hidden_size": 64'), "Cannot load"),
+    ("config.json", lambda raw: raw.replace(b'"hidden_size": 32', b'"hidden_size": "x"'), "Cannot load"),
+    ("config.json", lambda raw: b"[]", "Cannot load"),
+    ("tokenizer.json", lambda raw: b"{}", "Cannot load"),
+    ("mmattn.json", lambda raw: b"[1]", "localisation_head"),
+    ("mmattn.json", lambda raw: b"{", "is not JSON"),
+    ("mmattn.json", lambda raw: b"[" * 100_000, "is not JSON"),
+    ("mmattn.json", lambda raw: b'{"localisation_head": {"layer": 1}}', "localisation_head"),
+    ("mmattn.json", lambda raw: b'{"localisation_head": 3}', "localisation_head"),
+    ("mmattn.json", lambda raw: b'{"localisation_head": [1, 2]}', "localisation_head"),
+    ("mmattn.json", lambda raw: b'{"localisation_head": {"layer": 1, "head": "0"}}', "localisation_head"),
+    ("mmattn.json", lambda raw: b'{"localisation_head": {"layer": -1, "head": true}}', "localisation_head"),
 ]
 
 
-@pytest.mark.parametrize(("error", "status", "message"), UNEXPECTED, ids=lambda one: type(one).__name__)
-def test_even_the_unexpected_is_one_line(
-    error: BaseException, status: int, message: str, capsys: Any, monkeypatch: Any
+@pytest.mark.parametrize(("name", "spoil", "message"), SPOILT)
+def test_damaged_model_folders_are_one_line(
+    name: str,
+    spoil: Callable[[bytes], bytes],
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: Any,
 ) -> None:
-    def fail() -> None:
+    model = _spoilt(folder, tmp_path / "m", name, spoil)
+    code, out, err = run(capsys, monkeypatch, "generate", folder / "0.png", "-p", "q", "--model", model)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert "unexpected" not in err
+
+
+@pytest.mark.parametrize("device", ["xpu", "meta", "mps", "hpu", "vulkan", "cpu:x", "", "cuda:4000"])
+def test_unusable_devices_are_one_line(device: str, folder: Path, capsys: Any, monkeypatch: Any) -> None:
+    words = ["generate", folder / "0.png", "-p", "q", "--model", folder / "model", "--device", device]
+    code, out, err = run(capsys, monkeypatch, *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "evice" in err
+
+
+UNFORESEEN: list[tuple[BaseException, int, str]] = [
+    (ZeroDivisionError("by\nzero"), 1, "unexpected ZeroDivisionError: by. Run again with --traceback"),
+    (KeyError(), 1, "unexpected KeyError. Run again with --traceback"),
+    (OSError(28, "No space left on device", "/a/b"), 1, "/a/b: No space left on device"),
+    (OSError("odd"), 1, "Cannot read or write: odd"),
+    (MemoryError(), 2, "Out of memory"),
+    (
+        RuntimeError("[enforce fail at x.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried"),
+        2,
+        "Out of memory",
+    ),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried"), 2, "Out of memory"),
+    (cli.MmattnError("a name\nof two lines is odd", "Rename it."), 2, "a name of two lines is odd. Rename it."),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "message"), UNFORESEEN, ids=[repr(row[0])[:20] for row in UNFORESEEN])
+def test_the_unforeseen_is_one_line_too(
+    error: BaseException, status: int, message: str, folder: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_status", fail)
-    code, out, err = run(capsys, monkeypatch, "models")
-    assert (code, out) == (status, "")
+    monkeypatch.setattr(cli.basics.options, "load_model", fail)
+    words = ["generate", folder / "0.png", "-p", "q"]
+    code, out, err = run(capsys, monkeypatch, *words)
+    assert (code, out, err.count("\n")) == (status, "", 1)
     assert err.startswith(f"mmattn: {message}")
-    assert err.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["mmattn", *map(str, words), "--traceback"])
+    with pytest.raises(type(error)):
+        cli.main()
 
 
-def _program(shell: str) -> subprocess.CompletedProcess[str]:
-    command = f"{sys.executable} -c 'from mmattn.cli import main; main()' {shell}"
-    return subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+def test_an_interruption_ends_with_130(folder: Path, capsys: Any, monkeypatch: Any) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.basics.options, "load_model", fail)
+    assert run(capsys, monkeypatch, "generate", folder / "0.png", "-p", "q")[0] == 130
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_full_disk_behind_stdout_is_one_line() -> None:
-    done = _program("methods > /dev/full")
-    assert done.returncode == 1
-    assert done.stderr == "mmattn: No space left on device. --traceback shows where.\n"
+def _program(words: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """The program in a shell of its own."""
+    return subprocess.run(
+        ["bash", "-c", f"{sys.executable} -c 'import mmattn.cli; mmattn.cli.main()' {words} {redirect}"],
+        capture_output=True, text=True, env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
 
 
-def test_a_closed_pipe_is_quiet() -> None:
-    done = _program("methods | true")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(("words", "unbuffered"), [("models", ""), ("--help", "1")])
+def test_a_full_output_is_one_line(words: str, unbuffered: str) -> None:
+    done = _program(words, "> /dev/full", PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stderr) == (1, "mmattn: Cannot read or write: No space left on device\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_broken_pipe_is_quiet(unbuffered: str) -> None:
+    done = _program("methods", "| true", PYTHONUNBUFFERED=unbuffered)
     assert done.stderr == ""
 
 
-def test_a_poor_terminal_gets_escapes(monkeypatch: Any) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    done = _program('generate nowhere.png -p "\u00e9" --method "\u00e9"')
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "\\xe9" in done.stderr
+def test_output_in_ascii_is_escaped() -> None:
+    code = "import mmattn.cli.options as o; o.say(chr(233))"
+    patch = f"import sys, mmattn.cli as c; c.app.command('x')(lambda: exec({code!r})); sys.argv = ['m', 'x']; c.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", patch], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\xe9\n", "")
+
+
+def test_json_is_json_in_every_encoding() -> None:
+    code = "import mmattn.cli.options as o; o.emit({'text': chr(233) + chr(0x1f600) + chr(0xd800)})"
+    patch = f"import sys, mmattn.cli as c; c.app.command('x')(lambda: exec({code!r})); sys.argv = ['m', 'x']; c.main()"
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, "-c", patch], capture_output=True, check=False,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert json.loads(done.stdout) == {"text": "\xe9\U0001f600\ud800"}, done.stderr
+
+
+@pytest.mark.parametrize("command", [["generate", "0.png", "-p", "q"], ["eval", "pope"]])
+def test_an_absurd_length_is_a_usage_error(command: list[str], capsys: Any, monkeypatch: Any) -> None:
+    code, _, err = run(capsys, monkeypatch, *command, "--max-new-tokens", 10**30)
+    assert code == 2
+    assert "--max-new-tokens" in err
+
+
+def test_usage_errors_and_help_do_not_load_torch() -> None:
+    code = "import sys, mmattn.cli; assert 'torch' not in sys.modules, 'slow start'"
+    subprocess.run([sys.executable, "-c", code], check=True)

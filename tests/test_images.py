@@ -65,12 +65,28 @@ def test_readable_pictures(
 def test_arrays_and_pil_images() -> None:
     grey = np.full((4, 6), 0.5, dtype=np.float32)
     assert np.asarray(open_image(grey))[0, 0].tolist() == [128, 128, 128]
-    assert np.asarray(open_image(grey[:, :, None]))[0, 0].tolist() == [128, 128, 128]
-    assert np.asarray(open_image(Image.fromarray(grey)))[0, 0].tolist() == [128, 128, 128]
-    assert np.asarray(open_image(np.full((4, 6), 65535, dtype=np.uint16)))[0, 0].tolist() == [255, 255, 255]
     colour = np.full((4, 6, 3), 200, dtype=np.uint8)
     assert open_image(colour).size == (6, 4)
     assert open_image(Image.new("L", (6, 4), 9)).mode == "RGB"
+
+
+DEEP = np.full((4, 6), 65535, dtype=np.uint16)
+GREY: list[tuple[str, Any, int]] = [
+    ("float picture", Image.fromarray(np.full((4, 6), 0.5, dtype=np.float32)), 128),
+    ("one channel", np.full((4, 6, 1), 77, dtype=np.uint8), 77),
+    ("one float channel", np.full((4, 6, 1), 0.5), 128),
+    ("16 bit", DEEP, 255),
+    ("16 bit, one channel", DEEP[..., None], 255),
+    ("16 bit, other byte order", DEEP.astype(">u2"), 255),
+    ("16 bit type, 8 bit values", DEEP // 257, 255),
+]
+
+
+@pytest.mark.parametrize(("source", "level"), [row[1:] for row in GREY], ids=[row[0] for row in GREY])
+def test_grey_of_every_depth(source: Any, level: int) -> None:
+    picture = open_image(source)
+    assert picture.size == (6, 4)
+    assert np.asarray(picture)[0, 0].tolist() == [level] * 3
 
 
 def _truncated(folder: Path) -> Path:
@@ -101,9 +117,17 @@ FAILS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("channels first", lambda _: np.zeros((3, 8, 8), dtype=np.uint8), "channels last"),
     ("float out of range", lambda _: np.full((4, 4), 2.0), "0..1"),
     ("nan", lambda _: np.full((4, 4), np.nan), "0..1"),
-    ("nan in a picture", lambda _: Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)), "0..1"),
-    ("float picture out of range", lambda _: Image.fromarray(np.full((4, 4), 9.0, dtype=np.float32)), "0..1"),
-    ("uint16 colour", lambda _: np.zeros((4, 4, 3), dtype=np.uint16), "uint8"),
+    ("float picture out of range", lambda _: Image.fromarray(np.full((4, 4), 255, dtype=np.float32)), "0..1"),
+    ("float picture nan", lambda _: Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)), "0..1"),
+    (
+        "float file",
+        lambda d: _saved(d, "f.tif", Image.fromarray(np.full((4, 4), 255, dtype=np.float32))),
+        r"f\.tif.*0\.\.1",
+    ),
+    ("16 bit colour", lambda _: np.zeros((4, 4, 3), dtype=np.uint16), "uint16"),
+    ("two channels", lambda _: np.zeros((4, 4, 2), dtype=np.uint8), "channels last"),
+    ("long name", lambda d: d / ("n" * 300), "Cannot read"),
+    ("nul in name", lambda d: d / "a\0b", "does not exist"),
     ("int64", lambda _: np.zeros((4, 4), dtype=np.int64), "uint8"),
     ("number", lambda _: 3, "Cannot read a picture from int"),
 ]

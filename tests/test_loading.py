@@ -55,24 +55,6 @@ def test_presets_of_a_folder_are_read(folder: Path, tmp_path: Path) -> None:
         mmattn.load(str(target))
 
 
-@pytest.mark.parametrize("text", ["3", "[]", '{"localisation_head": {"layer": 1}}', '{"localisation_head": [1, 2]}',
-                                  '{"localisation_head": {"layer": -1, "head": true}}', "[" * 100_000])  # fmt: skip
-def test_malformed_presets_are_told(folder: Path, tmp_path: Path, text: str) -> None:
-    target = _without(folder, tmp_path / "m", "")
-    (target / "mmattn.json").write_text(text)
-    with pytest.raises(MmattnError, match=r"mmattn\.json.*Mend it, or delete it"):
-        mmattn.load(str(target))
-
-
-def test_cut_off_weights_are_told(folder: Path, tmp_path: Path) -> None:
-    target = _without(folder, tmp_path / "m", "model.safetensors")
-    whole = (folder / "model.safetensors").read_bytes()
-    for length in (len(whole) // 2, 4, 0):
-        (target / "model.safetensors").write_bytes(whole[:length])
-        with pytest.raises(MmattnError, match=r"Cannot load .* The folder must hold"):
-            mmattn.load(str(target))
-
-
 def test_missing_files_are_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MmattnError, match=r"holds no config\.json"):
         mmattn.load(str(_without(folder, tmp_path / "a", "config.json")))
@@ -88,11 +70,8 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
 
 
 BAD = [
-    ({"name": "scenes-lava"}, r"Unknown model 'scenes-lava'\. Did you mean scenes-llava\?.*hub id like org/name"),
+    ({"name": "scenes-lava"}, "Unknown model 'scenes-lava'.*Did you mean scenes-llava.*local folder"),
     ({"name": "/nowhere/at/all"}, "Unknown model"),
-    ({"device": "xpu"}, "not available on this machine"),
-    ({"device": "meta"}, "not available on this machine"),
-    ({"device": "hpu:0"}, "not available on this machine"),
     ({"dtype": "float8"}, "Unknown dtype 'float8'"),
     ({"device": "gpu"}, "Unknown device"),
 ]

@@ -8,7 +8,8 @@ from functools import cached_property
 
 from PIL import Image
 
-from mmattn.errors import MmattnError, has_surrogate
+from mmattn.errors import MmattnError
+from mmattn.text import is_text
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Sample:
         for what, words in (("A prompt", self.prompt), ("An answer", self.answer)):
             if what == "A prompt" and not isinstance(words, str):
                 raise MmattnError(f"A prompt must be text, not {type(words).__name__}", "Pass a str for each prompt.")
-            if isinstance(words, str) and has_surrogate(words):
+            if isinstance(words, str) and not is_text(words):
                 raise MmattnError(f"{what} holds half a character (a lone surrogate)", "Decode the text as UTF-8.")
 
     @cached_property

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 import typer
 
 from mmattn.cli import basics
 from mmattn.cli import eval as evaluation
-from mmattn.errors import MmattnError, out_of_memory
-
-USAGE, FAILED, INTERRUPTED = 2, 1, 130
+from mmattn.errors import MmattnError, first_line, is_out_of_memory
 
 app = typer.Typer(
     help="See where vision-language models look, change where they look, and make them hallucinate less.",
@@ -24,46 +23,46 @@ basics.register(app)
 
 
 def main() -> None:
-    """Run the program; a problem with the user's input ends with one line and status 2, any other with status 1.
+    """Run the program. Every problem is one line: status 2 for the user's input, 1 for the unforeseen.
 
     `--traceback` anywhere on the command line shows where a problem came from.
     """
     wants_traceback = "--traceback" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--traceback"]
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without the characters still gets the rest
+    if isinstance(sys.stdout, io.TextIOWrapper):  # answers may hold what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = _status()
-        sys.stdout.flush()
-    except (Exception, KeyboardInterrupt) as error:
+        try:
+            app()
+        finally:
+            _flush()
+    except BrokenPipeError:  # the reader has seen enough
+        sys.exit(1)
+    except Exception as error:
         if wants_traceback:
             raise
         line, status = _told(error)
         sys.stderr.write(f"mmattn: {line}\n")
-        if isinstance(error, OSError):  # what could not be written must not be tried again at exit
-            sys.stdout = io.StringIO()
-    sys.exit(status)
+        sys.exit(status)
 
 
-def _status() -> int:
+def _flush() -> None:
+    """Write out what is buffered while a failure can still be told; at its end Python would print a traceback."""
     try:
-        app()
-    except SystemExit as done:
-        return done.code if isinstance(done.code, int) else int(done.code is not None)
-    return 0
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has nowhere to go
+        raise
 
 
-def _told(error: BaseException) -> tuple[str, int]:
-    """One line about an exception, and the status to end with."""
+def _told(error: Exception) -> tuple[str, int]:
+    """One line about `error`, and the exit status."""
     if isinstance(error, MmattnError):
-        return str(error), USAGE
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", INTERRUPTED
-    if out_of_memory(error):
-        return "Out of memory. Use a smaller --batch-size, --dtype bfloat16, or a smaller model.", FAILED
+        return " ".join(str(error).splitlines()), 2
+    if is_out_of_memory(error):
+        return "Out of memory. Use a smaller --batch-size, --max-new-tokens or model, or --dtype bfloat16.", 2
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}. --traceback shows where.", FAILED
-    first = (str(error).strip().splitlines() or ["no message"])[0]
-    return f"unexpected {type(error).__name__}: {first}. Please report it with what --traceback shows.", FAILED
+        return f"{error.filename or 'Cannot read or write'}: {error.strerror or first_line(error)}", 1
+    name, said = type(error).__name__, first_line(error)
+    what = name if said == name else f"{name}: {said}"
+    return f"unexpected {what}. Run again with --traceback for the details, and report it.", 1

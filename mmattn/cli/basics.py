@@ -42,6 +42,8 @@ def generate(
     from mmattn.images import open_image
 
     paths, prompts = _pairs(images, prompt)
+    for text in prompts:
+        options.require_text("prompt", text)
     chosen = resolve(method)  # tell of bad input before the model is loaded
     pictures = {path: open_image(path) for path in paths}
     vlm = options.load_model(model, device, dtype, trust_remote_code)
@@ -76,7 +78,9 @@ def attend(
     layer: Annotated[list[int] | None, typer.Option(help="Decoder layers to average.")] = None,
     head: Annotated[list[int] | None, typer.Option(help="Heads to average.")] = None,
     smooth: Annotated[bool, typer.Option(help="Interpolate between cells.")] = False,
-    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("attention.png"),
+    out: Annotated[Path, typer.Option(help="The picture to write; .png unless the name ends otherwise.")] = Path(
+        "attention.png"
+    ),
     model: options.Model = "scenes-llava",
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -91,6 +95,9 @@ def attend(
     from mmattn.grounding.attention import describe_rows
     from mmattn.images import open_image
 
+    options.require_text("prompt", prompt)
+    if answer:
+        options.require_text("answer", answer)
     picture = open_image(image)
     vlm = options.load_model(model, device, dtype, trust_remote_code)
     said = answer if answer is not None else vlm.generate(picture, prompt)[0]
@@ -99,15 +106,15 @@ def attend(
     if layer is None and head is None and vlm.localisation_head:
         layer, head = [vlm.localisation_head[0]], [vlm.localisation_head[1]]
     heat = read.heatmap(layers=layer, heads=head, smooth=smooth)
-    out = save_overlay(out, picture, heat, f"{prompt}\n{text}")
+    written = save_overlay(out, picture, heat, f"{prompt}\n{text}")
     x, y = read.peak(layers=layer, heads=head)
     if as_json:
-        report = {"prompt": prompt, "answer": text, "peak": [x, y], "rows": describe_rows(read), "picture": str(out)}
-        options.emit({"model": vlm.describe(), "layers": layer, "heads": head, **report})
+        told = {"prompt": prompt, "answer": text, "peak": [x, y], "rows": describe_rows(read), "picture": str(written)}
+        options.emit({"model": vlm.describe(), "layers": layer, "heads": head, **told})
         return
     options.say(f"Answer: {text}")
     options.say(f"Strongest at x = {x:.0f}, y = {y:.0f} of {picture.width} x {picture.height} pixels.")
-    options.say(f"Written: {out}")
+    options.say(f"Written: {written}")
 
 
 def models(as_json: options.AsJson = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmattn.cli.options import AsJson, BatchSize, Device, Dtype, Model, Seed, load_model
-from mmattn.errors import MmattnError, unknown
+from mmattn.cli.options import LONGEST, AsJson, BatchSize, Device, Dtype, Model, Seed, emit, load_model, require_text
+from mmattn.errors import MmattnError, first_line, unknown
 
 if TYPE_CHECKING:  # these take seconds to import, and --help needs none of them
     from mmattn.eval import Benchmark, Captions, Instances
@@ -21,18 +20,19 @@ app = typer.Typer(no_args_is_help=True, help="Measure hallucination: POPE, CHAIR
 
 INTERRUPTED = 130
 INCOMPLETE = 3
+STATUS = f"When pictures are missing or damaged, the rest is scored and the exit status is {INCOMPLETE}."
 
 Methods = Annotated[str, typer.Option("--method", help="Comma-separated; the others are compared with the first.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; a run that was cut off continues there.")]
-Length = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")]
+Length = Annotated[int, typer.Option("--max-new-tokens", min=1, max=LONGEST, help="Longest answer in tokens.")]
 Annotations = Annotated[Path | None, typer.Option(help="COCO-format instances; by default the bundled scenes.")]
 References = Annotated[Path | None, typer.Option("--captions", help="COCO-format reference captions.")]
 Images = Annotated[Path | None, typer.Option(help="Folder of the images that --annotations names.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the answers in the run folder and start over.")]
 
 
-@app.command()
+@app.command(epilog=STATUS)
 def pope(
     model: Model = "scenes-llava",
     method: Methods = "greedy",
@@ -46,34 +46,27 @@ def pope(
     annotations: Annotations = None,
     images: Images = None,
     split: Annotated[
-        str | None, typer.Option(help="Comma-separated: random, popular, adversarial; by default all three.")
+        str | None, typer.Option(help="Comma-separated: random, popular, adversarial; all of them by default.")
     ] = None,
     questions: Annotated[Path | None, typer.Option(help="Published POPE file to ask instead (JSON lines).")] = None,
     scorer: Annotated[str, typer.Option(help="Rule that reads yes or no from an answer.")] = "official",
     as_json: AsJson = False,
     fresh: Fresh = False,
 ) -> None:
-    """POPE: yes/no questions about objects that are there and objects that are not.
-
-    Ends with status 3 when some questions could not be asked.
-    """
+    """POPE: yes/no questions about objects that are there and objects that are not."""
     job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
 
     def benchmarks() -> list[Benchmark]:
         if questions is not None:
-            if annotations is not None or split is not None:
-                raise MmattnError(
-                    "--questions names the questions, --annotations and --split build them",
-                    "Drop --questions, or the other two.",
-                )
+            _refuse_beside_questions({"--annotations": annotations, "--split": split})
             return [_published(questions, images, scorer, max_new_tokens, limit)]
         data = Data.find(annotations, None, images, captions_needed=False)
-        return _pope(data, _names(split or "random,popular,adversarial"), scorer, max_new_tokens, seed, limit)
+        return _pope(data, _names(split), scorer, max_new_tokens, seed, limit)
 
     _run("pope", job, benchmarks)
 
 
-@app.command()
+@app.command(epilog=STATUS)
 def chair(
     model: Model = "scenes-llava",
     method: Methods = "greedy",
@@ -95,13 +88,15 @@ def chair(
     job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
 
     def benchmarks() -> list[Benchmark]:
+        if prompt is not None:
+            require_text("prompt", prompt)
         data = Data.find(annotations, captions, images, captions_needed=True)
         return [_chair(data, prompt, max_new_tokens, seed, limit)]
 
     _run("chair", job, benchmarks)
 
 
-@app.command(name="all")
+@app.command(name="all", epilog=STATUS)
 def everything(
     model: Model = "scenes-llava",
     method: Methods = "greedy,vcd",
@@ -112,7 +107,7 @@ def everything(
     limit: Limit = None,
     chair_limit: Annotated[int | None, typer.Option(min=1, help="Images to caption; --limit by default.")] = None,
     out: Out = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=LONGEST, help="Longest caption in tokens.")] = 64,
     annotations: Annotations = None,
     captions: References = None,
     images: Images = None,
@@ -225,24 +220,25 @@ def _chair(data: Data, prompt: str | None, longest: int, seed: int, limit: int |
 
 def _run(kind: str, job: Job, benchmarks: Callable[[], list[Benchmark]]) -> None:
     """Load, evaluate, draw, print. Everything the user can get wrong cheaply is checked before the model loads."""
-    out = job.out or Path("runs") / f"{kind}-{Path(job.model).name}"
-    try:
-        asked = benchmarks()
-        results = _evaluate(job, asked, out)
-    except KeyboardInterrupt:
-        again = "run the same command again, without --fresh," if job.fresh else "run the same command again"
-        typer.echo(f"Stopped. Finished answers are kept in {out}; {again} to continue.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    if not _print(results, out, job.as_json):
-        raise typer.Exit(INCOMPLETE)
-
-
-def _evaluate(job: Job, asked: list[Benchmark], out: Path) -> dict[str, Any]:
     from mmattn.decoding import split_methods
-    from mmattn.eval.runner import evaluate, label_methods
+    from mmattn.eval.runner import label_methods
 
+    out = job.out or Path("runs") / f"{kind}-{Path(job.model).name}"
+    asked = benchmarks()
     methods = list(label_methods(split_methods(job.method)).values())
     model = load_model(job.model, job.device, job.dtype)
+    try:
+        results = _evaluate(model, job, asked, methods, out)
+    except KeyboardInterrupt:
+        again = "the same command again without --fresh" if job.fresh else "the same command again"
+        typer.echo(f"Stopped. Finished answers are kept in {out}; run {again} to continue.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _print(results, out, job.as_json)
+
+
+def _evaluate(model: Any, job: Job, asked: list[Benchmark], methods: list[Any], out: Path) -> dict[str, Any]:
+    from mmattn.eval.runner import evaluate
+
     results = evaluate(
         model, asked, methods, out, batch_size=job.batch_size, seed=job.seed, progress=not job.as_json, fresh=job.fresh
     )
@@ -268,32 +264,44 @@ def _draw(model: Any, asked: list[Benchmark], method: str, out: Path) -> None:
     head = getattr(model, "localisation_head", None)
     try:
         draw(model, *chosen, out / "picture.png", {"layers": head[0], "heads": head[1]} if head else None)
-    except MmattnError as error:  # the numbers are what was asked for; do not lose them over an illustration
-        typer.echo(f"No picture: {error}", err=True)
+    except (MmattnError, RuntimeError, MemoryError) as error:  # the numbers are not lost over an illustration
+        typer.echo(f"No picture: {first_line(error)}", err=True)
 
 
-def _print(results: dict[str, Any], out: Path, as_json: bool) -> bool:
-    """Show the results; whether every question was asked."""
+def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from mmattn.eval.report import failures, table
 
     if as_json:
-        typer.echo(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False))
+        emit(results, indent=1)
     else:
         # a pipe has no width; a table folded to 80 columns is unreadable there
         Console(width=None if sys.stdout.isatty() else 160).print(table(results))
+    typer.echo(f"Run folder: {out}", err=True)
     problem = failures(results)
     if problem:
-        typer.echo(f"{problem} Details: {out / 'samples.jsonl'}", err=True)
-    typer.echo(f"Run folder: {out}", err=True)
-    return not problem
+        typer.echo(
+            f"{problem} Details: {out / 'samples.jsonl'}; the run is incomplete, exit status {INCOMPLETE}.", err=True
+        )
+        raise typer.Exit(INCOMPLETE)
 
 
-def _names(text: str) -> list[str]:
+def _refuse_beside_questions(given: dict[str, object]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise MmattnError(
+                f"--questions is a list of its own, {option} builds one",
+                f"To ask the published list drop {option}; to build one drop --questions.",
+            )
+
+
+def _names(text: str | None) -> list[str]:
     from mmattn.eval import STRATEGIES
 
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    if text is None:
+        return list(STRATEGIES)
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in STRATEGIES:
             raise unknown("POPE split", name, STRATEGIES)

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmattn.errors import MmattnError
+from mmattn.text import is_text
+
 if TYPE_CHECKING:
     from mmattn.vlm import VLM
 
@@ -18,8 +21,17 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or a
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples per batch.")]
 Seed = Annotated[int, typer.Option(help="Fixes every random draw.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of an answer.")]
+LONGEST = 1_000_000  # far beyond any model, and still a size that can be reckoned with
+MaxNewTokens = Annotated[int, typer.Option(min=1, max=LONGEST, help="Length limit of an answer.")]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run Python code that the model repository brings along.")]
+
+
+def require_text(what: str, text: str) -> None:
+    """Refuse words that no model can read, before one is loaded."""
+    if not text.strip():
+        raise MmattnError(f"The {what} is empty", "Give it a word at least.")
+    if not is_text(text):
+        raise MmattnError(f"The {what} is not UTF-8 text", "Check the encoding of the terminal or script.")
 
 
 def load_model(name: str, device: str | None, dtype: str | None, trust_remote_code: bool = False) -> VLM:
@@ -33,9 +45,11 @@ def load_model(name: str, device: str | None, dtype: str | None, trust_remote_co
     return load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
-def emit(value: Any) -> None:
+def emit(value: Any, indent: int = 2) -> None:
     """One JSON document on the standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    # Outside of UTF-8 only JSON's own escapes are read back as what they were.
+    escape = not (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, ensure_ascii=escape, indent=indent, allow_nan=False) + "\n")
 
 
 def say(text: str) -> None:

@@ -16,7 +16,7 @@ from mmattn.attention import Session
 from mmattn.decoding.method import Method
 from mmattn.decoding.recorder import Capture, Recorder
 from mmattn.decoding.sampling import Sampling, stream
-from mmattn.errors import MmattnError, out_of_memory
+from mmattn.errors import MmattnError, is_out_of_memory
 from mmattn.grounding.attention import Attention
 
 
@@ -88,7 +88,7 @@ def run(
         try:
             answers = _decode_batch(adapter, [requests[index] for index in chunk], options)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(chunk) == 1:
                 raise MmattnError(

@@ -60,6 +60,11 @@ class Chair:
             )
         self._names = draw_images(instances.images, seed)[:limit]
         texts = captions.texts if captions else {}
+        if captions and not any(texts.get(name) for name in instances.images):
+            raise MmattnError(
+                f"{captions.source} has no caption for any image of {instances.source}",
+                "Give the captions of the same images.",
+            )
         self._uncaptioned = sum(not texts.get(name) for name in self._names)
         self._truth: dict[str, frozenset[str]] = {}
         for name in self._names:

@@ -10,12 +10,14 @@ import hashlib
 import importlib
 import io
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmattn.errors import MmattnError, has_surrogate
+from mmattn.errors import MmattnError
+from mmattn.text import is_text
 
 Box = tuple[float, float, float, float]
 
@@ -73,12 +75,7 @@ def load_instances(path: Path) -> Instances:
             category = categories[entry["category_id"]]
             found[category] = found.get(category, ()) + _box(entry)
         objects[name], boxes[name] = tuple(found), found
-    sizes = {
-        image["file_name"]: (image["width"], image["height"])
-        for image in data["images"]
-        if type(image.get("width")) is int and type(image.get("height")) is int
-        if _is_length(image["width"]) and _is_length(image["height"])
-    }
+    sizes = {image["file_name"]: (image["width"], image["height"]) for image in data["images"] if _has_size(image)}
     return Instances(path.name, digest, tuple(names.values()), tuple(categories.values()), objects, boxes, sizes)
 
 
@@ -100,7 +97,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     raw = path.read_bytes()
     try:
         data = json.loads(raw)
-    except (ValueError, RecursionError) as error:  # covers broken JSON, broken UTF-8 and endless brackets
+    except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, or a thousand brackets
         raise MmattnError(f"{path} is not valid JSON ({error})", "Download or export the file again.") from error
     if not isinstance(data, dict):
         raise MmattnError(
@@ -140,8 +137,8 @@ def _check_entry(where: str, entry: Any, keys: Mapping[str, tuple[type, ...]]) -
         # bool is an int in Python; True is no id
         if not isinstance(entry[key], types) or isinstance(entry[key], bool):
             raise MmattnError(f"{where}: '{key}' is {_kind(entry[key])}", f"It must be {_WORDS[types[0]]}.")
-        if isinstance(entry[key], str) and has_surrogate(entry[key]):
-            raise MmattnError(f"{where}: '{key}' holds half a character", "Export the file again as UTF-8.")
+        if str in types and not is_text(entry[key]):
+            raise MmattnError(f"{where}: '{key}' has half a surrogate pair", "It must be text that UTF-8 can hold.")
         if entry[key] == "" and key != "caption":
             raise MmattnError(f"{where}: '{key}' is empty", "Give it a value or remove the entry.")
 
@@ -170,13 +167,22 @@ def _check_links(path: Path, data: dict[str, Any], key: str, target: str, word: 
 
 def _check_box(where: str, entry: dict[str, Any]) -> None:
     box = entry.get("bbox", [0, 0, 0, 0])
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_length, box)):
+    numbers = isinstance(box, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
+    if not numbers or len(box) != 4 or not _is_finite(box):
         raise MmattnError(f"{where}: 'bbox' is not four numbers", "It must be [x, y, width, height] in pixels.")
 
 
-def _is_length(value: Any) -> bool:
-    """A finite number of a size that pixels can have."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
+def _is_finite(box: Sequence[float]) -> bool:
+    """Whether all corners of the box are finite; JSON holds whole numbers beyond all floats, and infinities."""
+    try:
+        x, y, width, height = map(float, box)
+    except OverflowError:
+        return False
+    return math.isfinite(x + width) and math.isfinite(y + height)
+
+
+def _has_size(image: Mapping[str, Any]) -> bool:
+    return all(type(side) is int and 0 < side < 2**31 for side in (image.get("width"), image.get("height")))
 
 
 def _index(data: dict[str, Any]) -> Any:
@@ -195,8 +201,8 @@ def _index(data: dict[str, Any]) -> Any:
 def _box(entry: Mapping[str, Any]) -> tuple[Box, ...]:
     if "bbox" not in entry:
         return ()
-    x, y, width, height = entry["bbox"]
-    return ((float(x), float(y), float(x + width), float(y + height)),)
+    x, y, width, height = map(float, entry["bbox"])
+    return ((x, y, x + width, y + height),)
 
 
 def _kind(value: Any) -> str:

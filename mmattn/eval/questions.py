@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mmattn.errors import MmattnError, has_surrogate, unknown
+from mmattn.errors import MmattnError, unknown
 from mmattn.eval.coco import Instances
+from mmattn.text import is_text
 
 STRATEGIES = ("random", "popular", "adversarial")
 IMAGES = 500
@@ -162,10 +163,10 @@ def _parse(where: str, line: str) -> Question:
         raise MmattnError(f"{where} is not valid JSON ({error})", form) from error
     if not isinstance(values, dict):
         raise MmattnError(f"{where} is not a JSON object", form)
-    for key, kind in (("question_id", int), ("image", str), ("text", str), ("label", str)):
-        value = values.get(key)
-        broken = isinstance(value, str) and (value == "" or has_surrogate(value))
-        if not isinstance(value, kind) or isinstance(value, bool) or broken:
+    usable = {"question_id": type(values.get("question_id")) is int}
+    usable |= {key: is_text(values.get(key)) and values[key].strip() != "" for key in ("image", "text", "label")}
+    for key, good in usable.items():
+        if not good:
             raise MmattnError(f"{where} has no usable '{key}'", form)
     if values["label"].lower() not in ("yes", "no"):
         raise MmattnError(f"{where}: label {values['label']!r} is neither yes nor no", form)

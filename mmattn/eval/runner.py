@@ -205,7 +205,7 @@ class _Run:
             max_new_tokens=longest,
             batch_size=self.batch_size,
             seed=self.seed,
-            # By name, not by pixels: two files may show the same, and fall into one window or two.
+            # named by file, not by pixels: equal pictures would be numbered within a call, and a call is a window
             keys=[f"{item.image}\0{item.prompt}" for item in asked.values()],
         )
         seconds = round((time.perf_counter() - start) / len(asked), 6)

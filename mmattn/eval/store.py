@@ -11,15 +11,17 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from mmattn.errors import MmattnError
+from mmattn.errors import MmattnError, first_line
 from mmattn.eval.types import Record
 
 # Characters that many programs take for the end of a line; inside JSON they can only be part of a text.
 _BREAKS = {number: f"\\u{number:04x}" for number in (0x85, 0x2028, 0x2029)}
+SAMPLES = "samples.jsonl"
 _OTHER = "Choose another folder with --out, or start this one over with --fresh."
 
 
@@ -48,7 +50,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("wb")
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise MmattnError(
+                f"Cannot write to the run folder {self.path} ({error.strerror})", "Choose another with --out."
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._open()
@@ -57,9 +61,11 @@ class RunFolder:
             raise MmattnError(
                 f"Another run is writing to {self.path}", "Wait for it, or choose another folder with --out."
             ) from error
-        except OSError as error:  # such as a folder where run.json should be
+        except OSError as error:
             self._lock.close()
-            raise _unwritable(self.path, error) from error
+            raise MmattnError(
+                f"Cannot use the run folder {self.path} ({first_line(error)})", "Choose another with --out."
+            ) from error
         except BaseException:
             self._lock.close()
             raise
@@ -70,7 +76,8 @@ class RunFolder:
     ) -> None:
         for handle in (self._samples, self._lock):
             if handle is not None:
-                handle.close()
+                with suppress(OSError):  # `append` has flushed what counts; what failed there would fail here again
+                    handle.close()
 
     def append(self, records: Iterable[Record]) -> None:
         """Add records; they are on the disk when this returns."""
@@ -81,10 +88,7 @@ class RunFolder:
             self._samples.flush()
             os.fsync(self._samples.fileno())
         except OSError as error:
-            raise MmattnError(
-                f"Cannot write to {self._samples.name} ({error.strerror})",
-                "Finished answers are kept; make room and run the same command again.",
-            ) from error
+            raise _unwritable(self.path / SAMPLES, error) from error
         self.records.extend(records)
 
     def write(self, name: str, text: str) -> Path:
@@ -92,9 +96,12 @@ class RunFolder:
         return write_atomic(self.path / name, text)
 
     def _open(self) -> None:
-        samples, head = self.path / "samples.jsonl", self.path / "run.json"
+        samples, head, results = (self.path / name for name in (SAMPLES, "run.json", "results.json"))
+        for file in (results, samples, head):
+            if file.is_dir():  # results.json is written last: hours of answers later
+                raise MmattnError(f"{file} is a folder", "Move it away, or choose another run folder with --out.")
         if self._fresh:
-            for old in (self.path / "results.json", samples, head):
+            for old in (results, samples, head):
                 old.unlink(missing_ok=True)
         if samples.exists() and not head.exists():
             raise MmattnError(f"{self.path} holds samples but no run.json, so their settings are unknown", _OTHER)
@@ -110,7 +117,7 @@ class RunFolder:
         try:
             found = json.loads(head.read_text(encoding="utf-8"))
             settings, commits = found["settings"], list(found["commits"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise MmattnError(f"{head} is damaged", _OTHER) from error
         changed = _changes(settings, self.settings)
         if changed:
@@ -119,11 +126,7 @@ class RunFolder:
 
 
 def write_atomic(path: Path, text: str) -> Path:
-    """Write through a temporary file in the same folder and a rename.
-
-    Raises:
-        MmattnError: the disk is full, a folder is in the way, or no permission.
-    """
+    """Write through a temporary file in the same folder and a rename."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as handle:
@@ -132,12 +135,15 @@ def write_atomic(path: Path, text: str) -> Path:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
     return path
 
 
 def _unwritable(path: Path, error: OSError) -> MmattnError:
-    return MmattnError(f"Cannot write {path} ({error.strerror or error})", "Clear the way, or choose another --out.")
+    remedy = "Make room or choose a writable folder; answers written before are kept."
+    return MmattnError(f"Cannot write {path} ({error.strerror or first_line(error)})", remedy)
 
 
 def read_records(path: Path) -> tuple[list[Record], int]:
@@ -154,7 +160,7 @@ def read_records(path: Path) -> tuple[list[Record], int]:
     for number, line in enumerate(lines, 1):
         try:
             record = Record.from_json(json.loads(line))
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             if number == len(lines):
                 break
             raise MmattnError(f"{path} line {number} is damaged", _OTHER) from error

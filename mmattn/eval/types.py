@@ -71,9 +71,19 @@ class Record:
         """Inverse of `to_json`; raises KeyError, TypeError or ValueError when `values` is no record."""
         known = {f.name for f in fields(cls)}
         record = cls(**{name: value for name, value in values.items() if name in known})
-        if not all(isinstance(part, str) for part in record.key) or record.status not in ("done", "failed"):
+        record = cls(**{**asdict(record), "token_ids": tuple(record.token_ids)})
+        if not record._is_sound():
             raise ValueError("not a record")
-        return cls(**{**asdict(record), "token_ids": tuple(record.token_ids)})
+        return record
+
+    def _is_sound(self) -> bool:
+        texts = (*self.key, self.image, self.prompt, self.reason, self.answer, self.finish_reason, self.verdict)
+        numbers = (self.seconds, *self.counts.values(), *self.token_ids)
+        return (
+            self.status in ("done", "failed")
+            and all(isinstance(text, str) for text in texts)
+            and all(isinstance(number, (int, float)) and abs(number) < 1e300 for number in numbers)
+        )
 
 
 class Benchmark(Protocol):
@@ -134,8 +144,7 @@ class Model(Protocol):
         batch_size: int,
         seed: int,
         keys: Sequence[str],
-    ) -> Sequence[Answer]:
-        """Answers in order; `keys` name the random streams of the prompts, so that no draw depends on the batch."""
+    ) -> Sequence[Answer]: ...
 
 
 def ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -45,10 +45,13 @@ def save_overlay(
 ) -> Path:
     """Write the picture beside the picture with its heat map, both under `title`; `boxes` are XYXY pixels.
 
-    Returns:
-        The path written: `path`, with ".png" where it has no ending.
+    Returns the path that was written: `path`, with ".png" added where it has no ending.
     """
-    target = Path(path) if Path(path).suffix else Path(path).with_suffix(".png")
+    target = Path(path)
+    if target.is_dir():
+        raise MmattnError(f"{target} is a folder", "Name a file in it, such as attention.png.")
+    if not target.suffix:
+        target = target.with_name(f"{target.name}.png")
     shape = image.height / image.width
     figure = Figure(figsize=(8, min(max(4 * shape, 1.5), 16) + 0.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

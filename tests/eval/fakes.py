@@ -107,10 +107,10 @@ class FakeModel:
         keys: Sequence[str],
     ) -> list[Spoken]:
         assert len(keys) == len(prompts)
-        self.keys += keys
         self.calls += 1
         if self.calls == self.dies_in:
             raise self.error
+        self.keys.extend(keys)
         name = resolve(method).name
         self.asked.extend((name, prompt) for prompt in prompts)
         return [_speak(image, prompt, name) for image, prompt in zip(images, prompts, strict=True)]

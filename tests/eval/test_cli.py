@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -91,26 +93,48 @@ def test_interruption_keeps_the_work_and_says_how_to_go_on(world: World, fake: F
     assert str(out) in result.stderr
     assert "Traceback" not in result.output
     assert (out / "samples.jsonl").read_text().count("\n") == 8
-    assert "run the same command again to continue" in result.stderr
-    fake.dies_in = fake.calls + 1
-    assert "again, without --fresh, to continue" in invoke(*words, "--fresh").stderr
     fake.dies_in = None
     assert invoke(*words).exit_code == 0
     assert invoke("pope", *data(world), "--out", tmp_path / "other").stdout == invoke(*words).stdout
 
 
+def test_interruption_of_a_fresh_run_does_not_advise_to_forget_again(
+    world: World, fake: FakeModel, tmp_path: Path
+) -> None:
+    fake.dies_in, fake.error = 3, KeyboardInterrupt
+    words = ["pope", *data(world), "--out", tmp_path / "run", "--batch-size", 4]
+    assert "without --fresh" in invoke(*words, "--fresh").stderr
+    fake.dies_in = fake.calls + 2
+    assert "--fresh" not in invoke(*words).stderr
+
+
+def test_interruption_before_the_first_question_promises_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "load_model", load)
+    result = invoke("pope", *data(world), "--out", tmp_path / "run", "--fresh")
+    assert result.exit_code == 130
+    assert "kept" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["pope", "--questions", "q.json", "DATA"], "drop --annotations"),
+        (["pope", "--questions", "q.json", "--images", ".", "--split", "random"], "drop --split"),
         (["pope", "--images", "."], "--annotations, which is not given"),
         (["pope", "--annotations", "none.json"], "Add --images"),
         (["pope", "--annotations", "none.json", "--images", "."], "none.json does not exist"),
         (["pope", "--annotations", "none.json", "--images", "nowhere"], "Image folder nowhere does not exist"),
         (["pope", "--questions", "q.json"], "--questions needs the images"),
         (["pope", "DATA", "--split", "randm"], "Did you mean random"),
-        (["pope", "DATA", "--questions", "q.json"], "Drop --questions, or the other two"),
-        (["pope", "--images", ".", "--split", "random", "--questions", "q.json"], "Drop --questions"),
         (["pope", "DATA", "--split", ","], "No POPE split"),
+        (["chair", "DATA", "--prompt", " "], "The prompt is empty"),
+        (["chair", "DATA", "--prompt", ""], "The prompt is empty"),
+        (["chair", "DATA", "--prompt", "\udcff"], "The prompt is not UTF-8"),
         (["pope", "DATA", "--scorer", "vdc"], "Unknown scorer"),
         (["pope", "DATA", "--method", "gredy"], "Did you mean greedy"),
         (["pope", "DATA", "--method", ""], "No method"),
@@ -125,11 +149,71 @@ def test_mistakes_are_one_line(words: list[str], message: str, world: World, fak
     assert fake.calls == 0
 
 
+Spoil = Callable[[Path, dict[str, Any]], object]
+
+
+def replaced(raw: bytes) -> Spoil:
+    return lambda root, _: (root / "instances.json").write_bytes(raw)
+
+
+def changed(key: str, **values: object) -> Spoil:
+    """One entry of the annotation file with other values."""
+
+    def spoil(root: Path, data: dict[str, Any]) -> None:
+        data[key][0].update(values)
+        (root / "instances.json").write_text(json.dumps(data))
+
+    return spoil
+
+
+def a_folder(name: str) -> Spoil:
+    return lambda root, _: (root / "run" / name).mkdir(parents=True)
+
+
+def others_captions(root: Path, data: dict[str, Any]) -> None:
+    images = [{"id": 1, "file_name": "elsewhere.png"}]
+    captions = {"images": images, "annotations": [{"id": 1, "image_id": 1, "caption": "A dog."}]}
+    (root / "captions.json").write_text(json.dumps(captions))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (replaced(b"[" * 100_000), "instances.json is not valid JSON"),
+        (replaced(b"\xff"), "instances.json is not valid JSON"),
+        (changed("images", file_name="\ud800.png"), "'file_name' has half a surrogate pair"),
+        (changed("annotations", bbox=[10**400, 0, 1, 1]), "'bbox' is not four numbers"),
+        (changed("annotations", bbox=[0, 0, float("inf"), 1]), "'bbox' is not four numbers"),
+        (changed("annotations", bbox=[0, 0, float("nan"), 1]), "'bbox' is not four numbers"),
+        (others_captions, "captions.json has no caption for any image of instances.json"),
+        (a_folder("run.json"), "run.json is a folder"),
+        (a_folder("results.json"), "results.json is a folder"),
+        (a_folder("table.md"), "Cannot write"),
+        (lambda root, _: (root / "run").write_text(""), "Cannot write to the run folder"),
+    ],
+)
+def test_damaged_files_are_one_line(spoil: Spoil, message: str, world: World, fake: FakeModel, tmp_path: Path) -> None:
+    for file in (world.instances, world.captions):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    spoil(tmp_path, json.loads(world.instances.read_text()))
+    files = ["--annotations", tmp_path / "instances.json", "--captions", tmp_path / "captions.json"]
+    result = invoke("chair", *files, "--images", world.images, "--out", tmp_path / "run", "--limit", 2)
+    assert isinstance(result.exception, MmattnError)
+    assert message in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_a_split_named_twice_is_asked_once(world: World, fake: FakeModel, tmp_path: Path) -> None:
+    result = invoke("pope", *data(world), "--split", "random,random", "--limit", 1, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.exception
+
+
+@pytest.mark.parametrize("error", [MmattnError("Cannot look", "Look away."), RuntimeError("Cannot look\nat all")])
 def test_numbers_are_not_lost_over_the_picture(
-    world: World, fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, world: World, fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def attend(*_: object) -> None:
-        raise MmattnError("Cannot look", "Look away.")
+        raise error
 
     monkeypatch.setattr(fake, "attend", attend)
     result = invoke("pope", *data(world), "--out", tmp_path / "run")
@@ -146,6 +230,16 @@ def test_missing_images_are_told_on_stderr(world: World, fake: FakeModel, tmp_pa
     words = ["--annotations", world.instances, "--images", folder, "--out", tmp_path / "run"]
     result = invoke("chair", *words)
     assert result.exit_code == 3
-    assert "recall" in result.stdout
+    assert "CHAIR_i" in result.stdout, "the table is printed all the same"
+    assert (tmp_path / "run" / "table.md").exists()
     assert "4 questions could not be asked" in result.stderr
+    assert "exit status 3" in result.stderr
     assert "No --captions" in result.stderr
+    as_json = invoke("chair", *words, "--json")
+    assert as_json.exit_code == 3
+    assert json.loads(as_json.stdout)["samples"]["chair"]["greedy"]["failed"] == 4
+
+
+@pytest.mark.parametrize("name", ["pope", "chair", "all"])
+def test_help_tells_the_status_of_an_incomplete_run(name: str) -> None:
+    assert "status is 3" in " ".join(invoke(name, "--help").stdout.split())

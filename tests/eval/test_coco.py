@@ -72,11 +72,12 @@ def test_what_a_good_file_says(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (entry("annotations", 0, bbox=[1, 2, 3]), "annotations[0]: 'bbox' is not four numbers"),
         (entry("annotations", 0, bbox=[1, 2, 3, "4"]), "annotations[0]: 'bbox' is not four numbers"),
         (entry("annotations", 0, bbox=7), "annotations[0]: 'bbox' is not four numbers"),
-        (entry("annotations", 0, bbox=[1, 2, 3, 10**400]), "annotations[0]: 'bbox' is not four numbers"),
-        (entry("annotations", 0, bbox=[1, 2, 3, float("nan")]), "annotations[0]: 'bbox' is not four numbers"),
-        (entry("annotations", 0, bbox=[1, 2, float("inf"), 3]), "annotations[0]: 'bbox' is not four numbers"),
-        (entry("images", 0, file_name="a\ud800.jpg"), "images[0]: 'file_name' holds half a character"),
-        (entry("categories", 0, name="\udfff"), "categories[0]: 'name' holds half a character"),
+        (entry("annotations", 0, bbox=[10**400, 0, 1, 1]), "annotations[0]: 'bbox' is not four numbers"),
+        (entry("annotations", 0, bbox=[10**308, 0, 10**308, 1]), "annotations[0]: 'bbox' is not four numbers"),
+        (entry("annotations", 0, bbox=[0, 0, float("nan"), 1]), "annotations[0]: 'bbox' is not four numbers"),
+        (entry("annotations", 0, bbox=[0, 0, float("inf"), 1]), "annotations[0]: 'bbox' is not four numbers"),
+        (entry("images", 0, file_name="\ud800.jpg"), "images[0]: 'file_name' has half a surrogate pair"),
+        (entry("categories", 0, name="d\udc00g"), "categories[0]: 'name' has half a surrogate pair"),
     ],
 )
 def test_malformed_instances(edit: Edit, message: str, tmp_path: Path) -> None:
@@ -93,6 +94,7 @@ def test_malformed_instances(edit: Edit, message: str, tmp_path: Path) -> None:
     ("edit", "message"),
     [
         (lambda d: d["annotations"][1].pop("caption"), "annotations[1] has no 'caption'"),
+        (entry("annotations", 1, caption="\udfff"), "annotations[1]: 'caption' has half a surrogate pair"),
         (entry("annotations", 1, caption=["a"]), "annotations[1]: 'caption' is a list"),
         (entry("annotations", 1, image_id=4), "refers to image 4"),
         (entry("annotations", 1, id=1), "annotations[1] repeats id 1"),
@@ -109,11 +111,12 @@ def test_malformed_captions(edit: Edit, message: str, tmp_path: Path) -> None:
     ("raw", "message"),
     [
         (b"", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[" + b"9" * 5000 + b"]", "not valid JSON"),
         (b'{"images": [', "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
         (b"[]", "holds a list, not a COCO annotation file"),
         (b"null", "holds null"),
-        (b"[" * 100_000, "not valid JSON"),
     ],
 )
 def test_files_that_are_no_annotations(raw: bytes, message: str, tmp_path: Path) -> None:
@@ -122,6 +125,13 @@ def test_files_that_are_no_annotations(raw: bytes, message: str, tmp_path: Path)
     for load in (load_instances, load_captions):
         with pytest.raises(MmattnError, match=message):
             load(path)
+
+
+@pytest.mark.parametrize("size", [(10**400, 5), (5, -3), (0, 5), (True, 5), (5.0, 5), ("5", 5)])
+def test_a_size_that_is_none_is_unknown(size: tuple[Any, Any], tmp_path: Path) -> None:
+    data = copy.deepcopy(GOOD)
+    entry("images", 0, width=size[0], height=size[1])(data)
+    assert load_instances(write(tmp_path / "i.json", data)).sizes == {}
 
 
 def test_missing_file(tmp_path: Path) -> None:

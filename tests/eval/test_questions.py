@@ -123,6 +123,10 @@ GOOD = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image
     [
         ([], "holds no questions"),
         (["{"], "line 1 is not valid JSON"),
+        (["[" * 100_000], "line 1 is not valid JSON"),
+        ([{**GOOD, "text": "  "}], "line 1 has no usable 'text'"),
+        ([{**GOOD, "text": "Is \ud800?"}], "line 1 has no usable 'text'"),
+        ([{**GOOD, "image": "\udc80.jpg"}], "line 1 has no usable 'image'"),
         (["[1]"], "line 1 is not a JSON object"),
         ([GOOD, {**GOOD, "question_id": "2"}], "line 2 has no usable 'question_id'"),
         ([{**GOOD, "image": ""}], "line 1 has no usable 'image'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -156,29 +157,78 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MmattnError, match=r"Cannot write .*file"), RunFolder(tmp_path / "file", {}, None):
+    with pytest.raises(MmattnError, match="Cannot write to the run folder"), RunFolder(tmp_path / "file", {}, None):
         pass
 
 
 @pytest.mark.parametrize("name", ["run.json", "samples.jsonl", "results.json"])
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_folder_in_the_way_of_a_file_is_told(world: World, tmp_path: Path, name: str, fresh: bool) -> None:
+def test_a_folder_in_the_place_of_a_file_is_told_before_anything_is_asked(
+    name: str, fresh: bool, world: World, tmp_path: Path
+) -> None:
     (tmp_path / name).mkdir()
-    with pytest.raises(MmattnError, match=r"Cannot write|no run\.json"):
-        run(world, tmp_path, fresh=fresh)
+    model = FakeModel()
+    with pytest.raises(MmattnError, match=f"{name} is a folder"):
+        run(world, tmp_path, model, fresh=fresh)
+    assert model.calls == 0
 
 
-def test_a_full_disk_keeps_what_is_finished(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-
-    def sync(handle: int) -> None:
-        synced.append(handle)
-        if len(synced) > 8:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", sync)
-    with pytest.raises(MmattnError, match=r"No space left on device.*make room and run the same command again"):
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b"\xff", b"7", b'{"settings": {}, "commits": 3}'])
+def test_a_damaged_head_is_told(raw: bytes, world: World, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(raw)
+    with pytest.raises(MmattnError, match=r"run\.json is damaged"):
         run(world, tmp_path)
-    monkeypatch.undo()
-    assert read_records(tmp_path / "samples.jsonl")[0]
-    assert run(world, tmp_path)["samples"]["chair"]["greedy"]["failed"] == 0
+
+
+GOOD_LINE = {"benchmark": "b", "method": "m", "id": "1", "image": "i", "prompt": "p", "status": "done"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"counts": 7},
+        {"counts": {"a": "x"}},
+        {"token_ids": ["x"]},
+        {"seconds": "1"},
+        {"seconds": float("nan")},
+        {"counts": {"a": 10**400}},
+        {"answer": 5},
+        {"image": None},
+    ],
+)
+def test_a_line_of_wrong_types_is_damaged(change: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_text(json.dumps({**GOOD_LINE, **change}) + "\n" + json.dumps({**GOOD_LINE, "id": "2"}) + "\n")
+    with pytest.raises(MmattnError, match="line 1 is damaged"):
+        read_records(path)
+    path.write_text("[" * 100_000 + "\n" + json.dumps(GOOD_LINE) + "\n")
+    with pytest.raises(MmattnError, match="line 1 is damaged"):
+        read_records(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told_and_costs_no_answer(tmp_path: Path) -> None:
+    record = Record("b", "m", "1", "i.png", "p", "done", answer="yes")
+    with (
+        pytest.raises(MmattnError, match=r"Cannot write .*samples\.jsonl \(No space left"),
+        RunFolder(tmp_path, {}, None) as folder,
+        Path("/dev/full").open("ab") as full,
+    ):
+        assert folder._samples is not None
+        os.dup2(full.fileno(), folder._samples.fileno())
+        folder.append([record])
+    assert folder.records == []
+    with RunFolder(tmp_path, {}, None) as folder:
+        folder.append([record])
+    assert read_records(tmp_path / "samples.jsonl")[0] == [record]
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with RunFolder(tmp_path, {}, None) as folder:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(MmattnError, match=r"Cannot write .*results\.json \(No space left on device\)"):
+            folder.write("results.json", "{}")
+    assert not list(tmp_path.glob(".*.part"))

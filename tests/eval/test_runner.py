@@ -123,6 +123,25 @@ def test_a_real_model_gives_the_same_in_any_batch(vlm: mmattn.VLM, world: World,
     assert one["model"]["family"] == "llava"
 
 
+def test_equal_pictures_in_two_files_do_not_tie_answers_to_the_batch(
+    vlm: mmattn.VLM, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random streams are named by file and prompt: a count of equal samples in a call would follow the batches."""
+    pixels = next(world.images.iterdir()).read_bytes()
+    for image in world.images.iterdir():
+        (tmp_path / image.name).write_bytes(pixels)
+    data = load_instances(world.instances)
+    asked: list[Benchmark] = [Pope("random", build(data, "random"), tmp_path, instances=data, limit=4)]
+    generate = vlm.generate
+    monkeypatch.setattr(vlm, "generate", lambda *given, **named: generate(*given, **named, do_sample=True))
+    for size in (1, 16):
+        evaluate(vlm, asked, ["greedy"], tmp_path / str(size), batch_size=size, progress=False)
+    assert answers(tmp_path / "1") == answers(tmp_path / "16")
+    model = FakeModel()
+    run(world, tmp_path / "fake", model, asked=asked)
+    assert len(set(model.keys)) == len(model.keys) / len(METHODS) == 24
+
+
 def share(meta: Mapping[str, Any]) -> float:
     """Part of the 40 x 30 picture that the one box covers."""
     boxes = meta.get("boxes", ())
@@ -157,32 +176,3 @@ def test_the_table_has_every_number(undisturbed: Path) -> None:
     for word in ("accuracy", "false-yes rate", "CHAIR_i", "recall", "F1", "length in words", "bootstrap"):
         assert word in text
     assert "nan" not in text.lower()
-
-
-class _Drawing(FakeModel):
-    """A real model that draws its answers, so that everything hangs on the random streams."""
-
-    def __init__(self, vlm: mmattn.VLM) -> None:
-        super().__init__()
-        self.vlm = vlm
-
-    def generate(self, images: Any, prompts: Any, **options: Any) -> Any:
-        return self.vlm.generate(images, prompts, do_sample=True, temperature=3.0, **options)
-
-
-def test_equal_pictures_under_two_names_do_not_depend_on_the_batch(
-    world: World, vlm: mmattn.VLM, tmp_path: Path
-) -> None:
-    first, *others = sorted(world.images.iterdir())
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for path in (first, *others):
-        (folder / path.name).write_bytes(first.read_bytes())
-    data = load_instances(world.instances)
-    asked: list[Benchmark] = [Pope("random", build(data, "random"), folder, limit=6, max_new_tokens=4)]
-    runs = []
-    for size in (1, 5, 16):
-        run(world, tmp_path / str(size), _Drawing(vlm), asked=asked, batch_size=size)
-        runs.append(answers(tmp_path / str(size)))
-    assert runs[0] == runs[1] == runs[2]
-    assert len({line["answer"] for line in runs[0]}) > 3
