@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import (
+    CLIPImageProcessor,
     CLIPVisionConfig,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
@@ -141,7 +142,8 @@ def build(name: str, device: str, tiny: bool) -> tuple[Adapter, Pixels]:
     finally:
         torch.set_default_dtype(before)
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2, decode=lambda *_, **__: "")
-    return adapter_for(model, SimpleNamespace(tokenizer=tokenizer)), pixels
+    images = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    return adapter_for(model, SimpleNamespace(tokenizer=tokenizer, image_processor=images)), pixels
 
 
 def prompt(adapter: Adapter, pixels: Pixels, seed: int) -> Prepared:

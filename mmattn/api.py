@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from mmattn.checkup import glance
 from mmattn.loading import load_pretrained
 from mmattn.vlm import VLM
 
@@ -33,7 +34,9 @@ def load(
         MmattnError: unknown or unsupported model, missing files, no such device, out of memory.
     """
     model, processor, presets = load_pretrained(name, device, dtype, trust_remote_code, **kwargs)
-    return VLM(model, processor, name, presets)
+    vlm = VLM(model, processor, name, presets)
+    glance(vlm)
+    return vlm
 
 
 def wrap(model: PreTrainedModel, processor: Any) -> VLM:

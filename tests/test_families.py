@@ -249,6 +249,11 @@ def test_features_depend_on_the_question(mixing: mmattn.VLM, pictures: list[Any]
     assert together[0] == together[2] != together[1]
 
 
+def test_a_prompt_longer_than_the_q_former_reads_is_told(mixing: mmattn.VLM, pictures: list[Any]) -> None:
+    with pytest.raises(MmattnError, match="takes 301 tokens, the Q-Former reads 256"):
+        mixing.generate(pictures[0], "x" * 300)
+
+
 def test_one_picture_per_prompt_is_all_it_takes(mixing: mmattn.VLM, pictures: list[Any]) -> None:
     with pytest.raises(MmattnError, match="instructblip takes 1 picture per prompt, not 2"):
         mixing.generate([pictures[:2]], ["what?"])

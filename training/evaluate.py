@@ -1,4 +1,4 @@
-"""Measure a saved model the ordinary way: AutoProcessor, LlavaForConditionalGeneration, greedy decoding."""
+"""Measure a saved model the ordinary way: AutoProcessor, AutoModelForImageTextToText, greedy decoding."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmattn.scenes import dataset
 from mmattn.scenes.catalog import CATEGORIES, article
@@ -78,15 +78,16 @@ class Subject:
     def __init__(self, folder: str, device: str, batch: int) -> None:
         self.processor = AutoProcessor.from_pretrained(folder)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).eval()
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
         self.device, self.batch = device, batch
 
     def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Any:
-        """A left-padded batch through the chat template."""
-        texts = []
-        for question in questions:
-            turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-            texts.append(self.processor.apply_chat_template([turn], add_generation_prompt=True))
+        """A left-padded batch through the chat template; without one, the question is the prompt."""
+        texts = list(questions)
+        if getattr(self.processor, "chat_template", None):
+            parts = [[{"type": "image"}, {"type": "text", "text": question}] for question in questions]
+            turns = [[{"role": "user", "content": content}] for content in parts]
+            texts = [self.processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
         return self.processor(images=list(images), text=texts, return_tensors="pt", padding=True).to(self.device)
 
     @torch.no_grad()
@@ -148,12 +149,41 @@ def captioning(subject: Subject, pictures: Sequence[Picture]) -> dict[str, Any]:
     return figures | {"mean_tokens": round(sum(lengths) / len(lengths), 1), "samples": texts[:6]}
 
 
-def _rows(subject: Subject, ids: Any, name: str) -> tuple[int, list[int]]:
+def _rows(subject: Subject, ids: torch.Tensor, name: str) -> tuple[int, list[int]]:
     """Positions of the last prompt token and of the asked object's words."""
     tokens = ids.tolist()
     words = [subject.processor.tokenizer(f" {name}", add_special_tokens=False)["input_ids"]][0]
     start = max(i for i in range(len(tokens) - len(words) + 1) if tokens[i : i + len(words)] == words)
     return len(tokens) - 1, list(range(start, start + len(words)))
+
+
+def _maps(subject: Subject, inputs: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Attention to the cells of the picture (B, layers, heads, cells), per kind of row: the decoder's at the prompt's
+    last token and at the object's words; with a Q-Former, its cross-attention, the mean of all queries.
+    """
+    if "qformer_input_ids" in inputs:
+        keys = ("pixel_values", "qformer_input_ids", "qformer_attention_mask")
+        out = subject.model.get_image_features(**{key: inputs[key] for key in keys}, output_attentions=True)
+        cross = torch.stack(out.qformer_outputs.cross_attentions, 1).float()
+        return {"queries": cross.mean(3)[..., 1:]}  # without the class token
+    maps = torch.stack(subject.model(**inputs, output_attentions=True).attentions, 1).float()
+    kinds: dict[str, list[torch.Tensor]] = {"last": [], "object": []}
+    for ids, each, name in zip(inputs["input_ids"], maps, names, strict=True):
+        columns = (ids == subject.model.config.image_token_id).nonzero().flatten()
+        last, words = _rows(subject, ids, name)
+        kinds["last"].append(each[:, :, last][..., columns])
+        kinds["object"].append(each[:, :, words][..., columns].mean(2))
+    return {kind: torch.stack(rows) for kind, rows in kinds.items()}
+
+
+def _inside(picture: Picture, name: str, top: torch.Tensor, side: int) -> torch.Tensor:
+    """Whether the centres of cells ``top`` (any shape) of a side x side grid lie in a box of the object, as float."""
+    x = (top % side + 0.5) * picture.image.width / side
+    y = (top // side + 0.5) * picture.image.height / side
+    inside = torch.zeros_like(top, dtype=torch.bool)
+    for left, upper, right, lower in picture.boxes[name]:
+        inside |= (x >= left) & (x < right) & (y >= upper) & (y < lower)
+    return inside.float()
 
 
 @torch.no_grad()
@@ -163,28 +193,16 @@ def peaks(subject: Subject, pictures: Sequence[Picture]) -> dict[str, Any]:
     The peak is the centre of the image token with the most attention, in pixels of the original picture.
     """
     subject.model.set_attn_implementation("eager")
-    image_token = subject.model.config.image_token_index
     jobs = [(p, name) for p in pictures for name in list(p.boxes)[:3]]
-    hits: dict[str, list[torch.Tensor]] = {"last": [], "object": []}
-    for start in range(0, len(jobs), 64):
-        chunk = jobs[start : start + 64]
+    hits: dict[str, list[torch.Tensor]] = {}
+    for start in range(0, len(jobs), subject.batch):
+        chunk = jobs[start : start + subject.batch]
         inputs = subject.inputs([p.image for p, _ in chunk], [ASK.format(a=article(n)) for _, n in chunk])
         inputs["pixel_values"] = inputs["pixel_values"].to(subject.model.dtype)
-        maps = torch.stack(subject.model(**inputs, output_attentions=True).attentions, 1).float()  # B L H T T
-        for row, (picture, name) in enumerate(chunk):
-            columns = (inputs["input_ids"][row] == image_token).nonzero().flatten()
-            side = round(len(columns) ** 0.5)
-            last, words = _rows(subject, inputs["input_ids"][row], name)
-            for kind, query in (("last", [last]), ("object", words)):
-                top = maps[row, :, :, query][..., columns].mean(2).argmax(-1).cpu()
-                x, y = (
-                    (top % side + 0.5) * picture.image.width / side,
-                    (top // side + 0.5) * picture.image.height / side,
-                )
-                inside = torch.zeros_like(top, dtype=torch.bool)
-                for left, upper, right, lower in picture.boxes[name]:
-                    inside |= (x >= left) & (x < right) & (y >= upper) & (y < lower)
-                hits[kind].append(inside.float())
+        for kind, maps in _maps(subject, inputs, [name for _, name in chunk]).items():
+            side, top = round(maps.shape[-1] ** 0.5), maps.argmax(-1).cpu()
+            found = [_inside(p, name, row, side) for (p, name), row in zip(chunk, top, strict=True)]
+            hits.setdefault(kind, []).extend(found)
     subject.model.set_attn_implementation("sdpa")
     return {kind: torch.stack(values).mean(0) for kind, values in hits.items()}
 

@@ -50,7 +50,8 @@ STYLE = Style(
 
 def make_processor() -> Qwen2_5_VLProcessor:
     """Train the tokenizer and join it with Qwen's preprocessing: any shape, of about as many pixels as 168 x 168."""
-    size = {"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE}
+    # A little room on both sides: with exact bounds, rounding would enlarge some squares by a cell.
+    size = {"shortest_edge": (SIDE - 2) ** 2, "longest_edge": (SIDE + 2) ** 2}
     images = Qwen2VLImageProcessor(size=size, patch_size=PATCH, merge_size=MERGE, temporal_patch_size=FRAMES)
     video = Qwen2VLVideoProcessor(size=size, patch_size=PATCH, merge_size=MERGE, temporal_patch_size=FRAMES)
     return Qwen2_5_VLProcessor(images, make_tokenizer(STYLE), video, chat_template=STYLE.chat)

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from mmattn.adapters.cache import SharedCache
 from mmattn.adapters.layout import ImageLayout, Layout, View
 from mmattn.adapters.sample import Sample
-from mmattn.adapters.text import Tokenised, covering, image_starts, render, tokenise
+from mmattn.adapters.text import FALLBACK_TEMPLATE, Tokenised, covering, image_starts, render, tokenise
 from mmattn.attention import Columns, Edit, RowCapture, Session
 from mmattn.errors import MmattnError
 
@@ -125,6 +125,18 @@ class Adapter(ABC):
     def conditioned(self, pixels: Pixels, text: str) -> Pixels:  # noqa: ARG002
         """`pixels` as the prompt `text` makes them; for families whose features depend on the words, too."""
         return pixels
+
+    def stock_inputs(self, picture: Image.Image, prompt: str) -> dict[str, torch.Tensor]:
+        """What a user of plain transformers passes to the model for one picture and one prompt."""
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        own = getattr(self.processor, "chat_template", None)
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=None if own else FALLBACK_TEMPLATE,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        return dict(self.processor(images=[picture], text=[text], return_tensors="pt"))
 
     @property
     def attention_owner(self) -> PreTrainedModel:

@@ -19,6 +19,7 @@ from mmattn.adapters.layout import Affine, View
 from mmattn.adapters.sample import Sample
 from mmattn.adapters.text import Tokenised, plain_words, tokenise
 from mmattn.attention import RowCapture, Session
+from mmattn.errors import MmattnError
 
 
 class InstructBlipAdapter(Adapter):
@@ -36,6 +37,11 @@ class InstructBlipAdapter(Adapter):
     def conditioned(self, pixels: Pixels, text: str) -> Pixels:
         """The Q-Former reads the prompt, so features depend on it, too."""
         words = torch.tensor(self.processor.qformer_tokenizer(text)["input_ids"])
+        longest = self.model.config.qformer_config.max_position_embeddings
+        if len(words) > longest:
+            raise MmattnError(
+                f"The prompt takes {len(words)} tokens, the Q-Former reads {longest}", "Shorten the prompt."
+            )
         return replace(pixels, key=f"{pixels.key} {text}", words=words)
 
     def views(self, pixels: Pixels) -> tuple[int, tuple[View, ...]]:
@@ -52,6 +58,10 @@ class InstructBlipAdapter(Adapter):
         lead = sum(counts)
         ids, offsets = [self.image_token_id] * lead + read.ids, ((0, 0),) * lead + read.offsets
         return Tokenised(ids, offsets, lead + read.prompt_length, text, said)
+
+    def stock_inputs(self, picture: Image.Image, prompt: str) -> dict[str, torch.Tensor]:
+        text, _ = plain_words(self.processor, Sample((), prompt))
+        return dict(self.processor(images=picture, text=text, return_tensors="pt"))
 
     def encode(self, pictures: Sequence[Pixels], shares: Shares | None = None) -> list[torch.Tensor]:
         """An image token is made of cells as the Q-Former's cross-attention says.

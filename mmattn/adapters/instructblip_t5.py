@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
@@ -56,6 +57,10 @@ class InstructBlipT5Adapter(InstructBlipAdapter):
         end = (len(read.text), len(read.text))
         ids, offsets = [*read.ids[:at], start, *read.ids[at:]], (*read.offsets[:at], end, *read.offsets[at:])
         return Tokenised(ids, offsets, at + 1, read.text, read.said)
+
+    def stock_inputs(self, picture: Image.Image, prompt: str) -> dict[str, torch.Tensor]:
+        start = torch.tensor([[self.model.config.text_config.decoder_start_token_id]])
+        return {**super().stock_inputs(picture, prompt), "decoder_input_ids": start}
 
     def rows(self, positions: Sequence[int], prepared: Prepared) -> list[int]:
         first = prepared.layout.prompt_length - 1

@@ -14,10 +14,14 @@ ImagePaths = Annotated[list[Path], typer.Argument(help="One picture, or one per 
 Prompts = Annotated[list[str], typer.Option("--prompt", "-p", help="The question; repeat it for several.")]
 
 
+models_app = typer.Typer(help="List the models, or check one.")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for command in (generate, attend, models, methods):
+    for command in (generate, attend, methods):
         app.command()(command)
+    app.add_typer(models_app, name="models")
 
 
 def generate(
@@ -117,8 +121,11 @@ def attend(
     options.say(f"Written: {written}")
 
 
-def models(as_json: options.AsJson = False) -> None:
-    """List the bundled models and the supported families."""
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context, as_json: options.AsJson = False) -> None:
+    """List the bundled models and the supported families, or check one: `mmattn models check NAME`."""
+    if context.invoked_subcommand is not None:
+        return
     from mmattn.adapters import ADAPTERS
     from mmattn.loading import BUNDLED
 
@@ -129,6 +136,32 @@ def models(as_json: options.AsJson = False) -> None:
     options.say(f"Bundled (no download): {', '.join(BUNDLED)}")
     for family, kinds in families.items():
         options.say(f"Family {family}: hub ids and local folders whose config has model_type {' or '.join(kinds)}")
+
+
+@models_app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="Bundled name, local folder, or hub id.")],
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check a model thoroughly: tokens, capture against eager attention, edits, the frame of heat maps.
+
+    Ends with status 1 when something does not hold.
+    """
+    import dataclasses
+
+    from mmattn.checkup import inspect
+
+    findings = inspect(options.load_model(name, device, dtype, trust_remote_code))
+    if as_json:
+        options.emit({"model": name, "findings": [dataclasses.asdict(one) for one in findings]})
+    for one in [] if as_json else findings:
+        word = {True: "holds", False: "FAILS", None: "-"}[one.holds]
+        options.say(f"{word:5}  {one.name}: {one.detail}")
+    if any(one.holds is False for one in findings):
+        raise typer.Exit(1)
 
 
 def methods(as_json: options.AsJson = False) -> None:
