@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from mmattn import scenes
 from mmattn.adapters import require_supported
@@ -38,6 +38,10 @@ def load_pretrained(
     place = _device(device)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": local}
     try:
+        # The type alone first: transformers does not even know the models that live outside it.
+        kind = PreTrainedConfig.get_config_dict(source, **options)[0].get("model_type")
+        if isinstance(kind, str):
+            require_supported(kind)
         config = AutoConfig.from_pretrained(source, **options)
         require_supported(config.model_type)
         processor = AutoProcessor.from_pretrained(source, **options)

@@ -94,6 +94,20 @@ def test_an_unsupported_family_is_told_before_weights_are_read(tmp_path: Path) -
         mmattn.load(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("kind", "near"),
+    [
+        ("qwen", "Qwen2-VL or Qwen2.5-VL"),
+        ("minicpmv", "Qwen2.5-VL or LLaVA-NeXT"),
+        ("llava_llama", "llava-hf/llava-1.5"),
+    ],
+)
+def test_models_outside_transformers_are_told_the_nearest(tmp_path: Path, kind: str, near: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "auto_map": {"AutoConfig": "x.Y"}}))
+    with pytest.raises(MmattnError, match=f"'{kind}' are not supported. The nearest supported model is {near}"):
+        mmattn.load(str(tmp_path))
+
+
 def test_unknown_names_come_with_near_ones() -> None:
     assert str(unknown("fruit", "aple", ["mango", "apple"])) == (
         "Unknown fruit 'aple'. Did you mean apple? Known: apple, mango."

@@ -36,6 +36,20 @@ __all__ = [
 ]
 
 
+# Models that live outside transformers, or beside a supported family, and what their users can take instead.
+NEAREST = {
+    "qwen": "Qwen2-VL or Qwen2.5-VL (Qwen-VL itself is code on the hub, written for transformers 4)",
+    "minicpmv": "Qwen2.5-VL or LLaVA-NeXT (MiniCPM-V is code on the hub)",
+    "minicpmo": "Qwen2.5-VL or LLaVA-NeXT (MiniCPM-o is code on the hub)",
+    "llava_llama": "llava-hf/llava-1.5-7b-hf, the same weights as transformers loads them",
+    "llava_mistral": "llava-hf/llava-v1.6-mistral-7b-hf, the same weights as transformers loads them",
+    "blip-2": "InstructBLIP",
+    "llava_onevision": "LLaVA-NeXT",
+    "instructblipvideo": "InstructBLIP",
+    "qwen2_5_omni": "Qwen2.5-VL",
+}
+
+
 def require_supported(model_type: str) -> type[Adapter]:
     """The adapter class for a configuration's `model_type`.
 
@@ -46,7 +60,8 @@ def require_supported(model_type: str) -> type[Adapter]:
         if model_type in adapter.model_types:
             return adapter
     known = ", ".join(f"{adapter.family} (model_type {', '.join(adapter.model_types)})" for adapter in ADAPTERS)
-    raise MmattnError(f"Models of type {model_type!r} are not supported", f"Supported families: {known}.")
+    near = f"The nearest supported model is {NEAREST[model_type]}. " if model_type in NEAREST else ""
+    raise MmattnError(f"Models of type {model_type!r} are not supported", f"{near}Supported families: {known}.")
 
 
 def adapter_for(model: PreTrainedModel, processor: Any) -> Adapter:
