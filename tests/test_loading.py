@@ -118,3 +118,23 @@ def test_public_names_resolve() -> None:
     assert {name for name in mmattn.__all__ if getattr(mmattn, name) is None} == set()
     with pytest.raises(AttributeError, match="nonsense"):
         mmattn.nonsense  # noqa: B018
+
+
+def test_device_map_and_other_arguments_reach_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    given: dict[str, Any] = {}
+    real = AutoModelForImageTextToText.from_pretrained
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        given.update(options)
+        options.pop("quantization_config", None)  # the tiny model stays whole; a real one would be quantised
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", spy)
+    loaded = mmattn.load(str(folder), device_map={"": "cpu"}, quantization_config={"load_in_8bit": True})
+    assert given["device_map"] == {"": "cpu"}
+    assert given["quantization_config"] == {"load_in_8bit": True}
+    assert given["use_safetensors"] is True
+    assert str(loaded.adapter.device) == "cpu"
+    assert loaded.generate(None, "hello", max_new_tokens=2, stop_token_ids=[])[0].finish_reason == "length"
