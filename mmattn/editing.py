@@ -36,9 +36,9 @@ def edit(model: PreTrainedModel, *methods: str | Method) -> Iterator[None]:
     """
     chosen = [resolve(one) for one in methods]
     for one in chosen:
-        if one.branches():
+        if one.rules:
             raise MmattnError(
-                f"{one.name} decodes further branches, which a plain forward does not have",
+                f"{one.label} is more than an edit of attention, which is all that a plain forward can take",
                 "Use mmattn.wrap(model, processor).generate(..., method=...).",
             )
     adapter = adapter_for(model, None)

@@ -102,7 +102,7 @@ class VLM:
         )
         samples = _samples(images, prompts)
         if any(branch.pixels for branch in options.method.branches()) and not all(one.images for one in samples):
-            raise MmattnError(f"{options.method.name} needs a picture with every prompt", "Use method='greedy'.")
+            raise MmattnError(f"{options.method.label} needs a picture with every prompt", "Use method='greedy'.")
         names = sample_keys(samples) if keys is None else [(key, 0) for key in keys]
         if len(names) != len(samples):
             raise MmattnError(f"There are {len(names)} keys for {len(samples)} prompts", "Give one key per prompt.")

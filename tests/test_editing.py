@@ -15,7 +15,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 import mmattn
 from mmattn.attention import edit as edits
 from mmattn.attention import function
-from mmattn.decoding import VCD, Boost
+from mmattn.decoding import VCD, Boost, resolve
 from mmattn.errors import MmattnError
 from tests.stock import attention, implementation, inputs_of, is_t5, new_tokens
 from tests.test_families import PROMPTS
@@ -152,6 +152,21 @@ def test_edits_are_applied_in_order_and_add_up(vlm: mmattn.VLM, pictures: list[A
         torch.testing.assert_close(_logits(vlm, inputs), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_an_edit_works_in_both_branches_of_a_contrast(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 6, "stop_token_ids": []}
+    both = vlm.generate(pictures, ["q"] * 5, method="boost(strength=4)+vcd(alpha=2, beta=0)", **settings)
+    with mmattn.edit(vlm.model, Boost(4)):
+        assert vlm.generate(pictures, ["q"] * 5, method=VCD(alpha=2, beta=0), **settings) == both
+    assert vlm.generate(pictures, ["q"] * 5, method=VCD(alpha=2, beta=0), **settings) != both
+    method = resolve("boost(strength=4)+vcd")
+    assert method.label == "boost(strength=4)+vcd"
+    assert method.settings()["name"] == "boost+vcd"
+    assert [part["name"] for part in method.settings()["parts"]] == ["boost", "vcd"]
+    assert resolve("greedy+boost") == Boost()
+    with mmattn.edit(vlm.model, "boost+boost(strength=3)"):
+        pass
+
+
 class _Sink(edits.Edit):
     """A post-softmax edit of one layer: all attention to the first key."""
 
@@ -209,7 +224,7 @@ def test_other_threads_are_not_edited(vlm: mmattn.VLM, pictures: list[Any]) -> N
 
 def test_what_cannot_be_edited_is_told(vlm: mmattn.VLM, pictures: list[Any]) -> None:
     inputs = inputs_of(vlm, [[pictures[0]]], ["what?"])
-    with pytest.raises(MmattnError, match="vcd decodes further branches"), mmattn.edit(vlm.model, VCD()):
+    with pytest.raises(MmattnError, match="vcd is more than an edit"), mmattn.edit(vlm.model, VCD()):
         pass
     with torch.no_grad():
         begun = vlm.model(**inputs, use_cache=True).past_key_values

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from mmattn.attention import Edit
+from mmattn.errors import MmattnError
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,62 @@ class Method:
         """Join the branches' scores (B, K, V), the plain branch first, into (B, V); -inf forbids a token."""
         return logits[:, 0]
 
+    @property
+    def rules(self) -> bool:
+        """Whether the method decodes further branches or rewrites the scores, beyond editing attention."""
+        return bool(self.branches()) or type(self).combine is not Method.combine
+
+    @property
+    def label(self) -> str:
+        """The name, with the hyper-parameters that are not at their default."""
+        fields = [(field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self)]
+        changed = [f"{name}={value}" for name, value, default in fields if value != default]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
+
     def settings(self) -> dict[str, Any]:
         """Name and hyper-parameters, as written into every result file."""
         return {"name": self.name, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class Combined(Method):
+    """Several methods at once: all their edits of attention, in order, in every branch, and the rule of the one that
+    has a rule.
+
+    Attributes:
+        parts: at most one of them decodes further branches or rewrites the scores.
+    """
+
+    parts: tuple[Method, ...] = ()
+
+    name: ClassVar[str] = "combined"
+
+    def __post_init__(self) -> None:
+        rules = [one.name for one in self.parts if one.rules]
+        if len(rules) > 1:
+            raise MmattnError(
+                f"{' and '.join(rules)} both rewrite the next-token scores", "Join at most one such method."
+            )
+
+    @property
+    def label(self) -> str:
+        return "+".join(one.label for one in self.parts)
+
+    @property
+    def _rule(self) -> Method:
+        return next((one for one in self.parts if one.rules), Method())
+
+    def edits(self) -> tuple[Edit, ...]:
+        return tuple(change for one in self.parts for change in one.edits())
+
+    def branches(self) -> tuple[Branch, ...]:
+        return self._rule.branches()
+
+    def combine(self, logits: torch.Tensor) -> torch.Tensor:
+        return self._rule.combine(logits)
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": "+".join(one.name for one in self.parts), "parts": [one.settings() for one in self.parts]}
 
 
 def plausible(logits: torch.Tensor, beta: float) -> torch.Tensor:

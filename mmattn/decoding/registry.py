@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmattn.decoding.boost import Boost
-from mmattn.decoding.method import Card, Method
+from mmattn.decoding.method import Card, Combined, Method
 from mmattn.decoding.vcd import VCD
 from mmattn.errors import MmattnError, unknown
 
@@ -36,6 +36,8 @@ def methods() -> list[MethodInfo]:
 def resolve(method: str | Method) -> Method:
     """A method from an instance, a name, or a name with hyper-parameters: "vcd(alpha=0.5, noise_step=700)".
 
+    Several are joined with "+": "boost(strength=2)+vcd" edits attention in both branches of VCD.
+
     Raises:
         MmattnError: unknown name (near matches are listed), unknown or malformed hyper-parameter, or a combination
             with "+" of methods that cannot be joined.
@@ -46,12 +48,8 @@ def resolve(method: str | Method) -> Method:
         raise MmattnError(f"A method is a name or an instance, not {type(method).__name__}", _example())
     parts = [part.strip() for part in _split(method, "+")]
     if len(parts) > 1:
-        # Plain decoding adds nothing; two rules that both rewrite the logits have no declared order.
-        rules = [one for one in map(resolve, parts) if type(one) is not Method]
-        if len(rules) > 1:
-            names = " and ".join(one.name for one in rules)
-            raise MmattnError(f"{names} both rewrite the next-token scores", "Join at most one such method.")
-        return rules[0] if rules else Method()
+        chosen = [one for one in map(resolve, parts) if type(one) is not Method]  # plain decoding adds nothing
+        return Combined(tuple(chosen)) if len(chosen) > 1 else (chosen or [Method()])[0]
     match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", method, flags=re.DOTALL)
     if match is None:
         raise MmattnError(f"Cannot read the method {method!r}", _example())

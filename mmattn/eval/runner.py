@@ -85,12 +85,7 @@ def label_methods(methods: Sequence[Any]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for given in methods:
         method = resolve(given)
-        changed = [
-            f"{field.name}={getattr(method, field.name)}"
-            for field in dataclasses.fields(method)
-            if getattr(method, field.name) != field.default
-        ]
-        label = f"{method.name}({', '.join(changed)})" if changed else str(method.name)
+        label = method.label
         if label in named:
             raise MmattnError(f"Method {label} is given twice", "Name each method once.")
         named[label] = method
@@ -108,7 +103,7 @@ def _settings(model: Model, benchmarks: Sequence[Benchmark], methods: Mapping[st
         "format": FORMAT,
         "model": model.describe(),
         "seed": seed,
-        "methods": {label: {"name": m.name, **dataclasses.asdict(m)} for label, m in methods.items()},
+        "methods": {label: method.settings() for label, method in methods.items()},
         "benchmarks": {benchmark.name: benchmark.describe() for benchmark in benchmarks},
         "versions": provenance.versions(),
         "bootstrap": {"unit": "image", "resamples": stats.RESAMPLES, "level": stats.LEVEL, "seed": stats.SEED},
