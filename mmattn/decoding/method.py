@@ -117,6 +117,10 @@ class Combined(Method):
             )
 
     @property
+    def rules(self) -> bool:
+        return any(one.rules for one in self.parts)
+
+    @property
     def label(self) -> str:
         return "+".join(one.label for one in self.parts)
 
