@@ -269,3 +269,30 @@ def test_an_encoders_tokens_cannot_be_rows(pictures: list[Any]) -> None:
     first = vlm.attend(pictures[0], "a cat?")
     full = eager_maps(vlm, inputs_of(vlm, [[pictures[0]]], ["a cat?"]))
     torch.testing.assert_close(first.weights, full[:, 0, :, :1, :8], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_scores_of_t5_equal_stock_ones(pictures: list[Any], scaled: bool) -> None:
+    """Greedy tokens forgive a scale; contrast and sampling would not."""
+    vlm = mmattn.wrap(*FAMILIES["instructblip-t5"]())
+    vlm.model.language_model.config.scale_decoder_outputs = scaled
+    inputs = inputs_of(vlm, [[pictures[0]]], ["what?"])
+    with torch.inference_mode(), vlm.adapter.session():
+        expected = vlm.model(**inputs).logits[:, -1]
+        prepared = vlm.adapter.prepare([Sample((pictures[0],), "what?")])
+        batch = vlm.adapter.embed(prepared, [vlm.adapter.encode(prepared[0].pixels)])
+        got = vlm.adapter.logits(vlm.adapter.decode(batch)[:, -1])
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_placeholder_in_the_prompt_is_refused(family: mmattn.VLM, pictures: list[Any]) -> None:
+    token = family.adapter.tokenizer.convert_ids_to_tokens(family.adapter.image_token_id)
+    with pytest.raises(MmattnError, match="contains the image placeholder"):
+        family.generate(pictures[0], f"what is {token}?")
+
+
+def test_other_language_models_inside_instructblip_are_told() -> None:
+    model, processor = FAMILIES["instructblip"]()
+    model.config.text_config.model_type = "opt"
+    with pytest.raises(MmattnError, match="InstructBLIP with a opt language model is not supported"):
+        mmattn.wrap(model, processor)

@@ -53,14 +53,15 @@ class InstructBlipAdapter(Adapter):
 
     def tokenised(self, sample: Sample, counts: Sequence[int]) -> Tokenised:
         """Image tokens come first, even before the beginning-of-sequence token; the chat template knows none."""
-        text, said = plain_words(self.processor, sample)
+        token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        text, said = plain_words(self.processor, sample, token)
         read = tokenise(self.tokenizer, text, said, sample.answer)
         lead = sum(counts)
         ids, offsets = [self.image_token_id] * lead + read.ids, ((0, 0),) * lead + read.offsets
         return Tokenised(ids, offsets, lead + read.prompt_length, text, said)
 
     def stock_inputs(self, picture: Image.Image, prompt: str) -> dict[str, torch.Tensor]:
-        text, _ = plain_words(self.processor, Sample((), prompt))
+        text = self.tokenised(Sample((), prompt), ()).text
         return dict(self.processor(images=picture, text=text, return_tensors="pt"))
 
     def encode(self, pictures: Sequence[Pixels], shares: Shares | None = None) -> list[torch.Tensor]:
@@ -114,7 +115,14 @@ class InstructBlipAdapter(Adapter):
     def create(cls, model: PreTrainedModel, processor: Any) -> Adapter:
         from mmattn.adapters.instructblip_t5 import InstructBlipT5Adapter  # which extends this class
 
-        return (cls if model.config.use_decoder_only_language_model else InstructBlipT5Adapter)(model, processor)
+        kind = model.config.text_config.model_type
+        if not model.config.use_decoder_only_language_model and kind == "t5":
+            return InstructBlipT5Adapter(model, processor)
+        if kind != "llama":
+            raise MmattnError(
+                f"InstructBLIP with a {kind} language model is not supported", "Use one with Vicuna or Flan-T5."
+            )
+        return cls(model, processor)
 
 
 def _right_pad(rows: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

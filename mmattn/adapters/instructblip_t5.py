@@ -66,7 +66,7 @@ class InstructBlipT5Adapter(InstructBlipAdapter):
         first = prepared.layout.prompt_length - 1
         if min(positions) < first:
             raise MmattnError(
-                "Tokens of the prompt are read by the encoder, which does not attend from them to the answer's picture",
+                "Tokens of the prompt are read by the encoder; only rows of the decoder can be read",
                 'With this model choose rows "last" or "answer".',
             )
         return [position - first for position in positions]

@@ -49,13 +49,12 @@ class Tokenised:
     said: tuple[int, int]
 
 
-def plain_words(processor: Any, sample: Sample) -> tuple[str, tuple[int, int]]:
+def plain_words(processor: Any, sample: Sample, image_token: str) -> tuple[str, tuple[int, int]]:
     """The prompt of a model whose pictures stand outside the text, and the range in it of the user's words.
 
     The processor's own chat template is used if it has one, without pictures.
     """
-    if not sample.prompt.strip():
-        raise _EMPTY
+    _check(sample.prompt, image_token)
     return _with_words(processor, sample.prompt, "", (), PLAIN_TEMPLATE)
 
 
@@ -66,14 +65,15 @@ def render(processor: Any, sample: Sample, image_token: str, lengths: Sequence[i
     Raises:
         MmattnError: the prompt is empty, or holds the image placeholder itself.
     """
-    if not sample.prompt.strip():
-        raise _EMPTY
-    if image_token in sample.prompt:
-        raise MmattnError(
-            f"The prompt contains the image placeholder {image_token}",
-            "Leave it out; pictures are placed by the chat template.",
-        )
+    _check(sample.prompt, image_token)
     return _with_words(processor, sample.prompt, image_token, lengths, FALLBACK_TEMPLATE)
+
+
+def _check(words: str, image_token: str) -> None:
+    if not words.strip():
+        raise _EMPTY
+    if image_token in words:
+        raise MmattnError(f"The prompt contains the image placeholder {image_token}", "Leave it out.")
 
 
 def _with_words(
