@@ -61,10 +61,10 @@ def test_it_answers_through_plain_transformers(tune: SceneSet, model: mmattn.VLM
 
 
 def test_training_prompts_equal_the_processors(model: mmattn.VLM) -> None:
-    from training.processor import prompt
+    from training.llava import STYLE
 
     turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is it?"}]}]
-    assert model.processor.apply_chat_template(turn, add_generation_prompt=True) == prompt("Is it?")
+    assert model.processor.apply_chat_template(turn, add_generation_prompt=True) == STYLE.prompt("Is it?")
 
 
 def test_it_sees(tune: SceneSet, model: mmattn.VLM) -> None:
