@@ -154,6 +154,12 @@ class Adapter(ABC):
         """The decoder's attention modules, in order."""
         return [layer.self_attn for layer in self.model.model.language_model.layers]
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The decoder's layers, in order."""
+        blocks: Any = self.decoder.layers
+        return list(blocks)
+
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Tokenise samples and preprocess their pictures, equal ones once (on the CPU)."""
         distinct = {key: img for one in samples for key, img in zip(one.image_keys, one.images, strict=True)}
@@ -221,9 +227,13 @@ class Adapter(ABC):
         token: int = self.model.config.image_token_id
         return token
 
-    def session(self, capture: RowCapture | None = None, edits: Sequence[Edit] = ()) -> Session:
+    def session(
+        self, capture: RowCapture | None = None, edits: Sequence[Edit] = (), branches: Sequence[str] = ("plain",)
+    ) -> Session:
         """Scoped access to the decoder's attention; with `edits`, its `columns` must be those of each decoder call."""
-        return Session(self.attention_owner, self.attention_layers, self.config_key, capture, edits)
+        return Session(
+            self.attention_owner, self.attention_layers, self.config_key, capture, edits, self.blocks, branches
+        )
 
     def embed(self, rows: Sequence[Prepared], features: Sequence[Sequence[torch.Tensor]]) -> Embedded:
         """Left-pad rows into one batch and put each row's vision features in place of its image tokens.

@@ -7,6 +7,7 @@ last token of the prompt, so "last" and the answer are rows of the decoder, as i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -40,6 +41,11 @@ class InstructBlipT5Adapter(InstructBlipAdapter):
     @property
     def attention_layers(self) -> list[nn.Module]:
         return [block.layer[1].EncDecAttention for block in self.model.language_model.decoder.block]
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        blocks: Any = self.decoder.block
+        return list(blocks)
 
     @property
     def window(self) -> int:

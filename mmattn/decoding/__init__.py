@@ -6,9 +6,11 @@ from mmattn.decoding.method import Branch, Card, Combined, Method
 from mmattn.decoding.recorder import Capture
 from mmattn.decoding.registry import MethodInfo, methods, resolve, split_methods
 from mmattn.decoding.sampling import Sampling
+from mmattn.decoding.var import VAR
 from mmattn.decoding.vcd import VCD
 
 __all__ = [
+    "VAR",
     "VCD",
     "Boost",
     "Branch",

@@ -23,6 +23,7 @@ class Card:
     Attributes:
         summary: one line.
         source: paper and, where there is one, public code.
+        formula: where its formula comes from.
         exact: True if the formula is published; False for a labelled reconstruction.
         branches: rows per sample in each decoder call, the plain one included.
         extra_passes: model passes beyond those of plain decoding, in words.
@@ -35,6 +36,7 @@ class Card:
     branches: int
     extra_passes: str
     defaults_from: str
+    formula: str = "public code"
 
 
 @dataclass(frozen=True)

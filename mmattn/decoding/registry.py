@@ -10,10 +10,11 @@ from typing import Any
 
 from mmattn.decoding.boost import Boost
 from mmattn.decoding.method import Card, Combined, Method
+from mmattn.decoding.var import VAR
 from mmattn.decoding.vcd import VCD
 from mmattn.errors import MmattnError, unknown
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Method, VCD, Boost)}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Method, VCD, Boost, VAR)}
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,9 @@ def _build(kind: type[Method], arguments: str) -> Method:
     for name, value in values.items():
         if name not in known:
             raise unknown(f"hyper-parameter of {kind.name}", name, known)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise MmattnError(f"{kind.name} {name} must be a number, not {value!r}", _example())
+        wanted, word = (str, "text") if isinstance(known[name], str) else ((int, float), "a number")
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise MmattnError(f"{kind.name} {name} must be {word}, not {value!r}", _example())
     return kind(**values)
 
 
