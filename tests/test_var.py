@@ -14,7 +14,7 @@ from mmattn.decoding import VAR
 from mmattn.decoding.var import PRESETS, Redistribution
 from mmattn.errors import MmattnError
 from tests.oracle import Whole, full_matrix, prompt_logits
-from tests.stock import inputs_of, new_tokens
+from tests.stock import inputs_of, is_t5, new_tokens
 from tests.test_families import PROMPTS
 from tests.tiny import FAMILIES
 
@@ -68,6 +68,8 @@ class _Oracle:
 
 @pytest.mark.parametrize("dimensions", ["auto", "3 17"])
 def test_logits_equal_the_edited_full_matrix(family: mmattn.VLM, pictures: list[Any], dimensions: str) -> None:
+    if is_t5(family) and dimensions == "auto":
+        pytest.skip("the tiny T5's states are so alike that each token would be a sink")
     inputs = inputs_of(family, [[one] for one in pictures[:3]], PROMPTS[:3])
     numbers = () if dimensions == "auto" else (3, 17)
     method = replace(FITTING, dimensions=dimensions, tau=1.0 if numbers else 1.7)
