@@ -36,7 +36,7 @@ def edit(model: PreTrainedModel, *methods: str | Method) -> Iterator[None]:
     """
     chosen = [resolve(one) for one in methods]
     for one in chosen:
-        if one.rules:
+        if one.rules or one.branches():
             raise MmattnError(
                 f"{one.label} is more than an edit of attention, which is all that a plain forward can take",
                 "Use mmattn.wrap(model, processor).generate(..., method=...).",

@@ -114,9 +114,9 @@ class Columns:
         return cls(image, rows, (count > 0)[:, None].expand_as(rows))
 
     @classmethod
-    def of_encoder(cls, image: torch.Tensor, queries: int = 1) -> Columns:
+    def of_encoder(cls, image: torch.Tensor, queries: int = 1, instruction: torch.Tensor | None = None) -> Columns:
         """For cross-attention to image tokens at `image` (B, S)."""
-        return cls(image, *_all_rows(image, queries), cross=True)
+        return cls(image, *_all_rows(image, queries), cross=True, instruction=instruction)
 
     def next(self, queries: int = 1) -> Columns:
         """For the call on the `queries` text tokens that follow."""

@@ -2,7 +2,7 @@
 
 from mmattn.decoding.boost import Boost
 from mmattn.decoding.engine import Generation
-from mmattn.decoding.method import Branch, Card, Combined, Method
+from mmattn.decoding.method import Branch, Card, Combined, Method, Step
 from mmattn.decoding.recorder import Capture
 from mmattn.decoding.registry import MethodInfo, methods, resolve, split_methods
 from mmattn.decoding.sampling import Sampling
@@ -21,6 +21,7 @@ __all__ = [
     "Method",
     "MethodInfo",
     "Sampling",
+    "Step",
     "methods",
     "resolve",
     "split_methods",

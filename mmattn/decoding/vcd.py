@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 
 from mmattn.checks import number, whole
-from mmattn.decoding.method import Branch, Card, Method, plausible
+from mmattn.decoding.method import Branch, Card, Method, Step, plausible
 
 STEPS = 1000
 
@@ -73,8 +73,8 @@ class VCD(Method):
     def branches(self) -> tuple[Branch, ...]:
         return (Branch("noised picture", pixels=self._noised),)
 
-    def combine(self, logits: torch.Tensor) -> torch.Tensor:
-        plain, noised = logits.unbind(1)
+    def combine(self, step: Step) -> torch.Tensor:
+        plain, noised = step.logits.unbind(1)
         contrast = (1 + self.alpha) * plain - self.alpha * noised
         return contrast.masked_fill(~plausible(plain, self.beta), -torch.inf)
 
