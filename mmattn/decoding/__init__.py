@@ -2,7 +2,12 @@
 
 from mmattn.decoding.boost import Boost
 from mmattn.decoding.engine import Generation
+from mmattn.decoding.iava import IAVA
+from mmattn.decoding.icd import ICD
+from mmattn.decoding.m3id import M3ID
 from mmattn.decoding.method import Branch, Card, Combined, Method, Step
+from mmattn.decoding.pai import PAI
+from mmattn.decoding.rbd import RBD
 from mmattn.decoding.recorder import Capture
 from mmattn.decoding.registry import MethodInfo, methods, resolve, split_methods
 from mmattn.decoding.sampling import Sampling
@@ -10,6 +15,11 @@ from mmattn.decoding.var import VAR
 from mmattn.decoding.vcd import VCD
 
 __all__ = [
+    "IAVA",
+    "ICD",
+    "M3ID",
+    "PAI",
+    "RBD",
     "VAR",
     "VCD",
     "Boost",

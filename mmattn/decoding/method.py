@@ -200,3 +200,14 @@ def plausible(logits: torch.Tensor, beta: float) -> torch.Tensor:
     if beta > 0:
         return logits >= floor + math.log(beta)
     return torch.ones_like(logits, dtype=torch.bool)
+
+
+def contrasted(logits: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
+    """(1 + alpha) z - alpha z' over plausible tokens, from the scores (B, 2, V) of two branches: (B, V)."""
+    plain, other = logits.unbind(1)
+    return ((1 + alpha) * plain - alpha * other).masked_fill(~plausible(plain, beta), -torch.inf)
+
+
+def without_pictures(sample: Sample) -> Sample:
+    """The words alone: the template then leaves no placeholder."""
+    return dataclasses.replace(sample, images=())
