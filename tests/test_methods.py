@@ -28,6 +28,7 @@ STRONG = {
     "m3id": "m3id(rate=0.9, alpha=1)",
     "iava": "iava(alpha=5, beta=0.01, lam=0.5)",
     "rbd": "rbd(alpha_t=3, alpha_v=3, beta=0.01, noise_step=999, share=0.2)",
+    "vhr": "vhr(alpha=4)",
 }
 NEUTRAL = {
     "boost": ["boost(strength=1)"],
@@ -37,6 +38,7 @@ NEUTRAL = {
     "m3id": ["m3id(rate=0)", "m3id(alpha=0)"],
     "iava": ["iava(alpha=0)"],
     "rbd": ["rbd(alpha_t=0, alpha_v=0)"],
+    "vhr": ["vhr(alpha=1)"],
 }
 NAMES = [name for name in METHODS if name != "greedy"]
 SETTINGS: dict[str, Any] = {"max_new_tokens": 5, "stop_token_ids": []}

@@ -13,6 +13,7 @@ from mmattn.decoding.registry import MethodInfo, methods, resolve, split_methods
 from mmattn.decoding.sampling import Sampling
 from mmattn.decoding.var import VAR
 from mmattn.decoding.vcd import VCD
+from mmattn.decoding.vhr import VHR
 
 __all__ = [
     "IAVA",
@@ -22,6 +23,7 @@ __all__ = [
     "RBD",
     "VAR",
     "VCD",
+    "VHR",
     "Boost",
     "Branch",
     "Capture",

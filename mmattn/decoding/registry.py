@@ -17,9 +17,12 @@ from mmattn.decoding.pai import PAI
 from mmattn.decoding.rbd import RBD
 from mmattn.decoding.var import VAR
 from mmattn.decoding.vcd import VCD
+from mmattn.decoding.vhr import VHR
 from mmattn.errors import MmattnError, unknown
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Method, VCD, Boost, VAR, PAI, ICD, M3ID, IAVA, RBD)}
+METHODS: dict[str, type[Method]] = {
+    kind.name: kind for kind in (Method, VCD, Boost, VAR, PAI, ICD, M3ID, IAVA, RBD, VHR)
+}
 
 
 @dataclass(frozen=True)
