@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 import mmattn
-from mmattn.decoding import IAVA, ICD, M3ID, PAI, RBD, VCD, Method
+from mmattn.decoding import IAVA, ICD, M3ID, PAI, RBD, VCD, AvisC, Method
 from mmattn.decoding.iava import irrelevant
 from mmattn.decoding.sampling import sample_keys, stream
 from tests.oracle import Whole, full_matrix
@@ -47,7 +47,11 @@ class Stock:
         return inputs_of(self.vlm, [[self.picture]], [prompt])
 
     def __call__(
-        self, answer: list[int], inputs: dict[str, torch.Tensor] | None = None, hidden: Collection[int] = ()
+        self,
+        answer: list[int],
+        inputs: dict[str, torch.Tensor] | None = None,
+        hidden: Collection[int] = (),
+        zeroed: Collection[int] = (),
     ) -> NDArray[np.float64]:
         inputs = dict(self.inputs() if inputs is None else inputs)
         blind = "pixel_values" not in inputs or inputs["pixel_values"] is None
@@ -71,15 +75,43 @@ class Stock:
                 )[0]
             inputs["attention_mask"] = inputs["attention_mask"].clone()
             inputs["attention_mask"][0, image[list(hidden)]] = 0
-        with torch.no_grad():
-            logits: torch.Tensor = model(**inputs).logits[0, -1]
+        places = image[list(zeroed)]
+        reader = self.vlm.model.language_model.encoder if is_t5(self.vlm) else self.vlm.adapter.decoder
+        hook = reader.register_forward_pre_hook(_zeroing(places, list(zeroed)), with_kwargs=True)
+        try:
+            with torch.no_grad():
+                logits: torch.Tensor = model(**inputs).logits[0, -1]
+        finally:
+            hook.remove()
         return logits.double().numpy()
 
     def looks(self, prompt: str) -> NDArray[np.float64]:
-        """Attention of the prompt's last token on image tokens, mean over layers and heads: (N,)."""
+        """`maps`, mean over layers: (N,)."""
+        return self.maps(prompt).mean(0)
+
+    def maps(self, prompt: str) -> NDArray[np.float64]:
+        """Attention of the prompt's last token on image tokens, mean over heads: (layers, N)."""
         inputs = self.inputs(prompt)
         image = inputs["input_ids"][0] == self.vlm.adapter.image_token_id
-        return eager_maps(self.vlm, inputs)[:, 0, :, -1].mean((0, 1))[image].double().numpy()
+        return eager_maps(self.vlm, inputs)[:, 0, :, -1].mean(1)[:, image].double().numpy()
+
+
+def _zeroing(places: torch.Tensor, numbers: list[int]) -> Callable[..., Any]:
+    """Sets features to 0: at `places` of the sequence, and at image tokens `numbers` where deeper layers get some."""
+
+    def hook(_module: Any, args: Any, given: dict[str, Any]) -> Any:
+        if len(places):
+            embeds = given["inputs_embeds"].clone()
+            embeds[0, places] = 0
+            given = {**given, "inputs_embeds": embeds}
+            if given.get("deepstack_visual_embeds"):
+                deeper = [one.clone() for one in given["deepstack_visual_embeds"]]
+                for one in deeper:
+                    one[numbers] = 0
+                given["deepstack_visual_embeds"] = deeper
+        return args, given
+
+    return hook
 
 
 def log_softmax(z: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -135,6 +167,20 @@ def iava(method: IAVA, stock: Stock, answer: list[int]) -> NDArray[np.float64]:
     return cut((1 + method.alpha) * z - method.alpha * stock(answer, hidden=hidden), z, method.beta)
 
 
+def avisc(method: AvisC, stock: Stock, answer: list[int]) -> NDArray[np.float64]:
+    maps = stock.maps(stock.prompt)
+    shares = maps.sum(1) / maps.sum()
+    chosen: list[int] = []
+    for layer in np.argsort(-shares):
+        chosen.append(int(layer))
+        if shares[chosen].sum() >= method.gamma:
+            break
+    drawn = maps[chosen].mean(0)
+    low = np.flatnonzero(drawn < drawn.mean() + method.lam * drawn.std()).tolist()
+    z = stock(answer)
+    return cut((1 + method.alpha) * z - method.alpha * stock(answer, zeroed=low), z, method.beta)
+
+
 def rbd(method: RBD, stock: Stock, answer: list[int]) -> NDArray[np.float64]:
     inputs = stock.inputs()
     key, _ = sample_keys([mmattn.adapters.Sample((stock.picture,), stock.prompt)])[0]
@@ -158,6 +204,8 @@ CASES: list[tuple[Method, Callable[..., Any]]] = [
     (M3ID(rate=0.9, alpha=1.0, beta=0.1), m3id),
     (IAVA(alpha=3.0, beta=0.01, lam=0.3), iava),
     (IAVA(alpha=3.0, beta=0.01, lam=9.0, share=0.3), iava),
+    (AvisC(alpha=3.0, beta=0.01, gamma=0.5, lam=0.5), avisc),
+    (AvisC(alpha=2.0, beta=0.01, gamma=0.2, lam=0.0), avisc),
     (RBD(alpha_t=1.5, alpha_v=2.0, share=0.3, beta=0.01, noise_step=900), rbd),
 ]
 

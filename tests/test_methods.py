@@ -29,6 +29,11 @@ STRONG = {
     "iava": "iava(alpha=5, beta=0.01, lam=0.5)",
     "rbd": "rbd(alpha_t=3, alpha_v=3, beta=0.01, noise_step=999, share=0.2)",
     "vhr": "vhr(alpha=4)",
+    "avisc": "avisc(alpha=5, beta=0.01, lam=0)",
+    "instaboost": "instaboost(strength=30)",
+    "pasta": "pasta(heads='0:1 1:0 1:2 2:3')",
+    "spotlight": "spotlight(target=1)",
+    "split-softmax": "split-softmax(power=0.1)",
 }
 NEUTRAL = {
     "boost": ["boost(strength=1)"],
@@ -39,6 +44,11 @@ NEUTRAL = {
     "iava": ["iava(alpha=0)"],
     "rbd": ["rbd(alpha_t=0, alpha_v=0)"],
     "vhr": ["vhr(alpha=1)"],
+    "avisc": ["avisc(alpha=0)"],
+    "instaboost": ["instaboost(strength=1)"],
+    "pasta": ["pasta(alpha=1)"],
+    "spotlight": ["spotlight(target=0)"],
+    "split-softmax": ["split-softmax(power=1)"],
 }
 NAMES = [name for name in METHODS if name != "greedy"]
 SETTINGS: dict[str, Any] = {"max_new_tokens": 5, "stop_token_ids": []}
@@ -117,6 +127,7 @@ def _decode_site(edit: Any) -> Site:
     """As the edit meets it in a decode step: memory is filled."""
     image = torch.zeros(2, 1, 1, 9, dtype=torch.bool)
     memory = {"sinks": torch.zeros(2, 7, dtype=torch.bool), "factors": torch.ones(2, 1, 4, 1)}
+    memory["prompt"] = ~memory["sinks"]
     return Site(1, 3, image, image, None, memory)
 
 

@@ -20,6 +20,7 @@ class Site:
         states: (B, T, D) hidden states of the call's keys as they enter the layer (an encoder's output, where the
             layer looks at an encoder); only for edits that ask for them.
         memory: what this edit keeps of this layer from the prefill to the end; batch first, of fixed shapes.
+        known: keys that hold tokens, at the prefill; static caches have more.
         branches: names of the K branches; row b * K + k of the batch is branch k of sample b.
     """
 
@@ -29,6 +30,7 @@ class Site:
     instruction: torch.Tensor | None = None
     states: torch.Tensor | None = None
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
+    known: int = 0
     branches: tuple[str, ...] = ("plain",)
 
     def recall(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:

@@ -86,12 +86,13 @@ class Session:
         if self.columns is None:
             raise RuntimeError("an edit needs to know where the image tokens are")
         image, said = self.columns.spread(keys)
+        known = self.columns.image.shape[1]
         found = []
         for number, edit in enumerate(self.edits):
             if edit.wants(layer, self.depth):
                 memory = self.memory.setdefault((number, layer), {})
                 states = self._states.get(layer) if edit.states else None
-                site = Site(layer, self.depth, image, said, states, memory, self.branches)
+                site = Site(layer, self.depth, image, said, states, memory, known, self.branches)
                 found.append((edit, site, self.columns))
         return found
 

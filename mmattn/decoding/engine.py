@@ -117,10 +117,10 @@ def run(
 @torch.inference_mode()
 def _decode_batch(adapter: Adapter, requests: Sequence[Request], options: Options) -> list[Generation]:
     names = ("plain", *(branch.name for branch in options.method.branches()))
-    hidden = _hidden(adapter, requests, options)
+    covers = _covers(adapter, requests, options)
     with adapter.session(edits=options.method.edits(), branches=names) as session:
         shares: Shares | None = {} if options.capture is not None else None
-        batch = _embed_branches(adapter, requests, options, shares, hidden)
+        batch = _embed_branches(adapter, requests, options, shares, covers)
         recorder = None
         if options.capture is not None:
             recorder = Recorder(options.capture, adapter, batch, len(batch.embeds) // len(requests))
@@ -133,14 +133,26 @@ def _decode_batch(adapter: Adapter, requests: Sequence[Request], options: Option
     return [replace(answer, attention=rows) for answer, rows in zip(answers, read, strict=True)]
 
 
-def _hidden(adapter: Adapter, requests: Sequence[Request], options: Options) -> list[torch.Tensor | None] | None:
-    """For each row of the batch, which of its image tokens are hidden (image tokens,) bool; None where none is."""
+@dataclass(frozen=True)
+class _Cover:
+    """Image tokens (image tokens,) bool that are hidden, or whose features are 0."""
+
+    tokens: torch.Tensor
+    zeroed: bool
+
+    def zero(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        parts = torch.split(self.tokens, [len(one) for one in features])
+        return [one.masked_fill(part.to(one.device)[:, None], 0) for one, part in zip(features, parts, strict=True)]
+
+
+def _covers(adapter: Adapter, requests: Sequence[Request], options: Options) -> list[_Cover | None] | None:
+    """What is covered in each row of the batch; None where nothing is in any."""
     branches = options.method.branches()
     if all(branch.hidden is None for branch in branches):
         return None
-    found: list[torch.Tensor | None] = []
-    for request, looks in zip(requests, _probe(adapter, requests), strict=True):
-        chosen = [branch.hidden(looks) if branch.hidden and request.prepared.pixels else None for branch in branches]
+    found: list[_Cover | None] = []
+    for looks in _probe(adapter, requests):
+        chosen = [_Cover(branch.hidden(looks), branch.zeroed) if branch.hidden else None for branch in branches]
         found += [None, *chosen]
     return found
 
@@ -169,22 +181,28 @@ def _embed_branches(
     requests: Sequence[Request],
     options: Options,
     shares: Shares | None,
-    hidden: Sequence[torch.Tensor | None] | None,
+    covers: Sequence[_Cover | None] | None,
 ) -> Embedded:
     """One left-padded batch with the rows of all branches; equal pictures are encoded once."""
     rows = [row for request in requests for row in _branch_rows(request, options)]
-    return _embed(adapter, rows, shares, hidden)
+    return _embed(adapter, rows, shares, covers)
 
 
 def _embed(
     adapter: Adapter,
     rows: Sequence[tuple[Prepared, tuple[Pixels, ...]]],
     shares: Shares | None = None,
-    hidden: Sequence[torch.Tensor | None] | None = None,
+    covers: Sequence[_Cover | None] | None = None,
 ) -> Embedded:
     pictures = {one.key: one for _, pixels in rows for one in pixels}
     encoded = dict(zip(pictures, adapter.encode(list(pictures.values()), shares), strict=True)) if pictures else {}
     features = [[encoded[one.key] for one in pixels] for _, pixels in rows]
+    hidden: list[torch.Tensor | None] = [None] * len(rows)
+    for row, cover in enumerate(covers or ()):
+        if cover is not None and cover.zeroed:
+            features[row] = cover.zero(features[row])
+        elif cover is not None:
+            hidden[row] = cover.tokens
     return adapter.embed([row for row, _ in rows], features, hidden)
 
 

@@ -51,6 +51,7 @@ class Branch:
         hidden: chooses image tokens that nothing in this branch may look at: gets, per probe, what the last token of
             the prompt looks at, (layers, heads, image tokens) float32, and returns (image tokens,) bool. The probe
             "plain" is the sample as it is.
+        zeroed: the chosen image tokens are seen after all, but with features of 0.
         decoded: False for rows that take part in the prefill alone.
     """
 
@@ -58,6 +59,7 @@ class Branch:
     pixels: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None
     sample: Callable[[Sample], Sample] | None = None
     hidden: Callable[[Mapping[str, torch.Tensor]], torch.Tensor] | None = None
+    zeroed: bool = False
     decoded: bool = True
 
 

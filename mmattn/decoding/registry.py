@@ -8,21 +8,25 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from mmattn.decoding.avisc import AvisC
 from mmattn.decoding.boost import Boost
 from mmattn.decoding.iava import IAVA
 from mmattn.decoding.icd import ICD
+from mmattn.decoding.instaboost import InstABoost
 from mmattn.decoding.m3id import M3ID
 from mmattn.decoding.method import Card, Combined, Method
 from mmattn.decoding.pai import PAI
+from mmattn.decoding.pasta import PASTA
 from mmattn.decoding.rbd import RBD
+from mmattn.decoding.split_softmax import SplitSoftmax
+from mmattn.decoding.spotlight import SpotLight
 from mmattn.decoding.var import VAR
 from mmattn.decoding.vcd import VCD
 from mmattn.decoding.vhr import VHR
 from mmattn.errors import MmattnError, unknown
 
-METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Method, VCD, Boost, VAR, PAI, ICD, M3ID, IAVA, RBD, VHR)
-}
+_KINDS = (Method, VCD, Boost, VAR, PAI, ICD, M3ID, IAVA, AvisC, RBD, VHR, InstABoost, PASTA, SpotLight, SplitSoftmax)
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in _KINDS}
 
 
 @dataclass(frozen=True)

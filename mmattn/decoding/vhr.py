@@ -79,7 +79,8 @@ class Reinforce(Edit):
     def _factors(self, output: torch.Tensor, site: Site) -> torch.Tensor:
         """(B, 1, H, 1): the same for all branches of a sample."""
         count = len(site.branches)
-        last = output[:, -1].float().unflatten(0, (-1, count))  # (samples, K, H, D)
+        last = output[:, -1].float()
+        last = last.view(-1, count, *last.shape[1:])  # (samples, K, H, D)
         blind = last[:, site.branches.index(REFERENCE)]
         chosen = vision_heads(last[:, 0], blind, self.drop_outliers)
         factors = torch.where(chosen, self.alpha, 1.0)
@@ -95,7 +96,8 @@ def vision_heads(seen: torch.Tensor, blind: torch.Tensor, drop_outliers: bool) -
     ordered = moved.sort(dim=-1).values
     middle = (ordered.shape[-1] - 1) // 2
     median = (ordered[..., middle] + ordered[..., ordered.shape[-1] // 2]) / 2
-    return moved > median[..., None]
+    chosen: torch.Tensor = moved > median[..., None]
+    return chosen
 
 
 def _above(values: torch.Tensor) -> torch.Tensor:
