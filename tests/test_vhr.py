@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import mmattn
 from mmattn.decoding import VHR
+from mmattn.errors import MmattnError
 from tests.stock import is_t5
 from tests.test_contrasts import Stock
 from tests.test_families import PROMPTS
@@ -111,3 +112,8 @@ def test_captured_rows_are_those_of_the_plain_branch(family: mmattn.VLM, picture
     first = family.attend(pictures[0], PROMPTS[0], rows="last")
     assert got[0].attention is not None
     torch.testing.assert_close(got[0].attention.weights[0, :, 0], first.weights[0, :, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_single_forward_cannot_choose_heads(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    with pytest.raises(MmattnError, match="second prompt"):
+        vlm.attend(pictures[0], "what?", method="vhr")

@@ -20,6 +20,7 @@ import torch
 from mmattn.attention import Edit, Site
 from mmattn.checks import number, whole
 from mmattn.decoding.method import Branch, Card, Method, without_pictures
+from mmattn.errors import MmattnError
 
 REFERENCE = "without picture"
 
@@ -78,6 +79,11 @@ class Reinforce(Edit):
 
     def _factors(self, output: torch.Tensor, site: Site) -> torch.Tensor:
         """(B, 1, H, 1): the same for all branches of a sample."""
+        if REFERENCE not in site.branches:
+            raise MmattnError(
+                "VHR chooses heads by a second prompt, which a single forward has not",
+                "Use generate(..., method=..., capture=Capture()) to see its attention.",
+            )
         count = len(site.branches)
         last = output[:, -1].float()
         last = last.view(-1, count, *last.shape[1:])  # (samples, K, H, D)
