@@ -36,7 +36,7 @@ def edit(model: PreTrainedModel, *methods: str | Method) -> Iterator[None]:
     """
     chosen = [resolve(one) for one in methods]
     for one in chosen:
-        if one.rules or one.repaints:
+        if one.rules or one.branches() or one.repaints:
             raise MmattnError(
                 f"{one.label} is more than an edit of attention, which is all that a plain forward can take",
                 "Use mmattn.wrap(model, processor).generate(..., method=...).",
@@ -85,7 +85,13 @@ class _Tracker:
         image = ids == self._adapter.image_token_id
         cache = given.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
+        if not past:
+            self._session.restart()
+        elif ids.shape[1] > 1 and bool(image.any()) and any(edit.states for edit in self._session.edits):
+            raise MmattnError("This edit needs the whole prompt in one call", "Do not prefill in portions.")
         if past:
+            # A single placeholder that the model itself wrote is no picture.
+            image = image & (ids.shape[1] > 1)
             image = torch.cat([self._before(past, len(image)), image], dim=1)
         self._session.columns = Columns.of_sequence(image, ids.shape[1])
 
@@ -97,6 +103,7 @@ class _Tracker:
             image = known.image
         else:
             image, self._source = self._ids_of(source) == self._adapter.image_token_id, source
+            self._session.restart()
         self._session.columns = Columns.of_encoder(image, new.shape[1])
 
     def _ids_of(self, embeds: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, overload
 
 from PIL import Image
@@ -113,18 +114,34 @@ class VLM:
             fast=fast,
         )
         samples = _samples(images, prompts)
-        if any(branch.pixels for branch in options.method.branches()) and not all(one.images for one in samples):
+        if any(branch.pixels or branch.hidden for branch in options.method.branches()) and not all(
+            one.images for one in samples
+        ):
             raise MmattnError(f"{options.method.label} needs a picture with every prompt", "Use method='greedy'.")
         names = sample_keys(samples) if keys is None else [(key, 0) for key in keys]
         if len(names) != len(samples):
             raise MmattnError(f"There are {len(names)} keys for {len(samples)} prompts", "Give one key per prompt.")
         shown = options.method.shown(self, samples, size)
-        prepared = self.adapter.prepare(shown)
-        requests = [
-            Request(sample, one, key, repeat, min(longest, self.adapter.room(one)))
-            for sample, one, (key, repeat) in zip(shown, prepared, names, strict=True)
-        ]
+        requests = self._requests(shown, names, options.method, longest)
         return run(self.adapter, requests, options, size, on_done)
+
+    def _requests(
+        self, samples: Sequence[Sample], names: Sequence[tuple[str, int]], method: Method, longest: int
+    ) -> list[Request]:
+        """The samples, as every branch and probe of the method sees them, in tokens."""
+        changes = [branch.sample for branch in method.branches()]
+        probes = method.probes()
+        changes += probes.values()
+        seen = [[one, *(change(one) if change else one for change in changes)] for one in samples]
+        prepared = iter(self.adapter.prepare([one for row in seen for one in row]))
+        requests = []
+        for sample, (key, repeat) in zip(samples, names, strict=True):
+            plain, *rest = islice(prepared, 1 + len(changes))
+            others = tuple(rest[: len(rest) - len(probes)])
+            room = min(longest, *(self.adapter.room(one) for one in (plain, *others)))
+            looked = dict(zip(probes, rest[len(others) :], strict=True))
+            requests.append(Request(sample, plain, key, repeat, room, others, looked))
+        return requests
 
     def attend(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -78,13 +78,27 @@ class Embedded:
     columns: Columns
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def select(self, rows: torch.Tensor) -> Embedded:
+        """Of these rows of the batch."""
+        positions = self.positions.index_select(self.positions.ndim - 2, rows)
+        extra = {name: one.index_select(0, rows) for name, one in self.extra.items() if isinstance(one, torch.Tensor)}
+        return Embedded(self.embeds[rows], self.mask[rows], positions, self.columns.select(rows), extra)
+
 
 @dataclass(frozen=True)
 class Placed:
-    """Embedded ids with features at their image tokens: embeds (B, T, D), mask (B, T), image (B, T) bool."""
+    """Embedded ids with features at their image tokens.
+
+    Attributes:
+        embeds: (B, T, D).
+        mask: (B, T), 1 on tokens. seen: (B, T), 1 on those that are not hidden.
+        image: (B, T) bool, image tokens.
+        columns: those that are not hidden, for edits.
+    """
 
     embeds: torch.Tensor
     mask: torch.Tensor
+    seen: torch.Tensor
     image: torch.Tensor
     columns: Columns
 
@@ -154,6 +168,12 @@ class Adapter(ABC):
         """The decoder's attention modules, in order."""
         return [layer.self_attn for layer in self.model.model.language_model.layers]
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The decoder's layers, in order."""
+        blocks: Any = self.decoder.layers
+        return list(blocks)
+
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Tokenise samples and preprocess their pictures, equal ones once (on the CPU)."""
         distinct = {key: img for one in samples for key, img in zip(one.image_keys, one.images, strict=True)}
@@ -221,34 +241,51 @@ class Adapter(ABC):
         token: int = self.model.config.image_token_id
         return token
 
-    def session(self, capture: RowCapture | None = None, edits: Sequence[Edit] = ()) -> Session:
+    def session(
+        self, capture: RowCapture | None = None, edits: Sequence[Edit] = (), branches: Sequence[str] = ("plain",)
+    ) -> Session:
         """Scoped access to the decoder's attention; with `edits`, its `columns` must be those of each decoder call."""
-        return Session(self.attention_owner, self.attention_layers, self.config_key, capture, edits)
+        return Session(
+            self.attention_owner, self.attention_layers, self.config_key, capture, edits, self.blocks, branches
+        )
 
-    def embed(self, rows: Sequence[Prepared], features: Sequence[Sequence[torch.Tensor]]) -> Embedded:
+    def embed(
+        self,
+        rows: Sequence[Prepared],
+        features: Sequence[Sequence[torch.Tensor]],
+        hidden: Sequence[torch.Tensor | None] | None = None,
+    ) -> Embedded:
         """Left-pad rows into one batch and put each row's vision features in place of its image tokens.
 
         Args:
             rows: what `prepare` made.
             features: for each row, the features of its pictures, in order.
+            hidden: for each row, which of its image tokens nothing may look at, (image tokens,) bool; None for none.
         """
-        placed = self.place([row.ids for row in rows], [row.layout.image_tokens for row in rows], features)
+        placed = self.place([row.ids for row in rows], rows, features, hidden)
         flat = [piece for row_features in features for piece in row_features]
         extra = self.prefill_extra(flat, placed.image)
-        return Embedded(placed.embeds, placed.mask, self.positions(rows, placed.mask), placed.columns, extra)
+        return Embedded(placed.embeds, placed.seen, self.positions(rows, placed.mask), placed.columns, extra)
 
     def place(
         self,
         rows: Sequence[torch.Tensor],
-        image_tokens: Sequence[Sequence[int]],
+        prepared: Sequence[Prepared],
         features: Sequence[Sequence[torch.Tensor]],
+        hidden: Sequence[torch.Tensor | None] | None = None,
     ) -> Placed:
-        """Left-pad rows of ids, embed them, and put features at their image tokens."""
+        """Left-pad rows of ids, embed them, and put features at the image tokens that `prepared` tells."""
         ids, mask = left_pad(rows, self.pad_token_id)
         # Places come from the layout: an answer that holds a placeholder token stays an answer.
-        places = torch.zeros_like(mask, dtype=torch.bool)
-        for index, (row, tokens) in enumerate(zip(rows, image_tokens, strict=True)):
-            places[index, [ids.shape[1] - len(row) + token for token in tokens]] = True
+        places, covered, said = (torch.zeros_like(mask, dtype=torch.bool) for _ in range(3))
+        for index, (row, one) in enumerate(zip(rows, prepared, strict=True)):
+            before = ids.shape[1] - len(row)
+            tokens = torch.tensor(one.layout.image_tokens, dtype=torch.long) + before
+            places[index, tokens] = True
+            said[index, [before + token for token in one.layout.instruction]] = True
+            unseen = hidden[index] if hidden is not None else None
+            if unseen is not None:
+                covered[index, tokens[unseen.cpu()]] = True
         flat = [piece for row_features in features for piece in row_features]
         needed, given = int(places.sum()), sum(len(piece) for piece in flat)
         if needed != given:
@@ -256,14 +293,15 @@ class Adapter(ABC):
                 f"The vision tower gives {given} features for {needed} image tokens",
                 "Use the processor that belongs to the model.",
             )
-        columns = Columns.of_sequence(places).to(self.device)
-        ids, mask, places = ids.to(self.device), mask.to(self.device), columns.image
+        columns = Columns.of_sequence(places)
+        columns = replace(columns, image=places & ~covered, instruction=said).to(self.device)
+        ids, mask, places, covered = (one.to(self.device) for one in (ids, mask, places, covered))
         embeds = self.model.get_input_embeddings()(ids)
         if flat:  # row-major order of the places is the order of the features: row by row, left to right
             # Anything beyond the embeddings' width belongs to `extra`.
             values = torch.cat(flat)[:, : embeds.shape[-1]].to(embeds)
             embeds = embeds.masked_scatter(places[..., None].expand_as(embeds), values)
-        return Placed(embeds, mask, columns.image, columns)
+        return Placed(embeds, mask, mask.masked_fill(covered, 0), places, columns)
 
     def follow(self, batch: Embedded, tokens: torch.Tensor) -> Embedded:
         """The decoder's next call after `batch`: one new token (B,) in every row."""

@@ -27,6 +27,14 @@ class SharedCache(Cache):  # type: ignore[misc]
         """(L, B, G, S, D) of all layers, a view."""
         return self._store.keys[:, :, :, : self.get_seq_length()]
 
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Go on with these rows of the batch."""
+        self._store.keys, self._store.values = (
+            one.index_select(1, indices) for one in (self._store.keys, self._store.values)
+        )
+        for layer in self.layers:
+            layer.look()
+
 
 class _Store:
     """Two tensors (L, B, G, capacity, D)."""
@@ -69,6 +77,10 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         self._store.reserve(key_states, begin, self._used)
         for whole, new in ((self._store.keys, key_states), (self._store.values, value_states)):
             whole[self._index, :, :, begin : self._used] = new
+        self.look()
+        return self.keys, self.values
+
+    def look(self) -> None:
+        """Point to what the store holds."""
         self.keys = self._store.keys[self._index, :, :, : self._used]
         self.values = self._store.values[self._index, :, :, : self._used]
-        return self.keys, self.values

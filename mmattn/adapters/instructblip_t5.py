@@ -7,6 +7,7 @@ last token of the prompt, so "last" and the answer are rows of the decoder, as i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -42,6 +43,11 @@ class InstructBlipT5Adapter(InstructBlipAdapter):
         return [block.layer[1].EncDecAttention for block in self.model.language_model.decoder.block]
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        blocks: Any = self.decoder.block
+        return list(blocks)
+
+    @property
     def window(self) -> int:
         """T5 counts relative positions and has no hard end; this only keeps a typing error from filling the memory."""
         return 4096
@@ -71,17 +77,22 @@ class InstructBlipT5Adapter(InstructBlipAdapter):
             )
         return [position - first for position in positions]
 
-    def embed(self, rows: Sequence[Prepared], features: Sequence[Sequence[torch.Tensor]]) -> Embedded:
+    def embed(
+        self,
+        rows: Sequence[Prepared],
+        features: Sequence[Sequence[torch.Tensor]],
+        hidden: Sequence[torch.Tensor | None] | None = None,
+    ) -> Embedded:
         """Run the encoder over the prompts; the batch is the decoder's."""
         encoded = [row.ids[: row.layout.prompt_length - 1] for row in rows]
-        prompt = self.place(encoded, [row.layout.image_tokens for row in rows], features)
-        hidden = self.model.language_model.encoder(
-            inputs_embeds=prompt.embeds, attention_mask=prompt.mask
+        prompt = self.place(encoded, rows, features, hidden)
+        states = self.model.language_model.encoder(
+            inputs_embeds=prompt.embeds, attention_mask=prompt.seen
         ).last_hidden_state
         ids, mask = left_pad([row.ids[row.layout.prompt_length - 1 :] for row in rows], self.pad_token_id)
         ids, mask = ids.to(self.device), mask.to(self.device)
-        extra = {"encoder_hidden_states": hidden, "encoder_attention_mask": prompt.mask}
-        columns = Columns.of_encoder(prompt.image, ids.shape[1])
+        extra = {"encoder_hidden_states": states, "encoder_attention_mask": prompt.seen}
+        columns = Columns.of_encoder(prompt.columns.image, ids.shape[1], prompt.columns.instruction)
         return Embedded(self.model.get_input_embeddings()(ids), mask, mask, columns, extra)
 
     def follow(self, batch: Embedded, tokens: torch.Tensor) -> Embedded:

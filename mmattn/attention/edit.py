@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -14,19 +16,51 @@ class Site:
     Attributes:
         layer, depth: decoder layer, counted from 0, and how many there are.
         image: (B, 1, 1, S) bool, True on keys that hold image tokens.
+        instruction: (B, 1, 1, S) bool, True on keys that hold the user's words; None where nobody told.
+        states: (B, T, D) hidden states of the call's keys as they enter the layer (an encoder's output, where the
+            layer looks at an encoder); only for edits that ask for them.
+        memory: what this edit keeps of this layer from the prefill to the end; batch first, of fixed shapes.
+        known: keys that hold tokens, at the prefill; static caches have more.
+        branches: names of the K branches; row b * K + k of the batch is branch k of sample b.
     """
 
     layer: int
     depth: int
     image: torch.Tensor
+    instruction: torch.Tensor | None = None
+    states: torch.Tensor | None = None
+    memory: dict[str, torch.Tensor] = field(default_factory=dict)
+    known: int = 0
+    branches: tuple[str, ...] = ("plain",)
+
+    def recall(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `make` gave at the prefill."""
+        if name not in self.memory:
+            self.memory[name] = make()
+        return self.memory[name]
+
+    def per_key(self, flags: torch.Tensor) -> torch.Tensor:
+        """Flags (B, keys of the prefill) bool as (B, 1, 1, S); keys that came later are False."""
+        return torch.nn.functional.pad(flags, (0, self.image.shape[-1] - flags.shape[1]))[:, None, None, :]
 
 
 class Edit:
     """A change of attention at the text rows that come after a picture; every row of a decode step is one.
 
-    A subclass overrides `scores`, `weights` or both. All edits' `scores` run first, then the softmax, then all edits'
-    `weights`, in the order in which the edits were given. Edits must not depend on other samples of the batch.
+    A subclass overrides some of `scores`, `weights` and `output`. All edits' `scores` run first, then the softmax, then
+    all edits' `weights`, then, on the finished output of all rows, all edits' `output`, each in the order in which the
+    edits were given. Edits must not depend on other samples of the batch. In a decode step they must be plain tensor
+    work: no word to the host, no shape that depends on data, so that a captured step can replay them.
+
+    Attributes:
+        branches: names of the branches to edit ("plain" is the plain one); None for all.
+        last_row: edit only the last row of a call: that which decides the next token.
+        states: ask for `Site.states`.
     """
+
+    branches: ClassVar[tuple[str, ...] | None] = None
+    last_row: ClassVar[bool] = False
+    states: ClassVar[bool] = False
 
     def wants(self, layer: int, depth: int) -> bool:  # noqa: ARG002
         """Whether decoder layer `layer` of `depth` is edited."""
@@ -40,6 +74,16 @@ class Edit:
         """Change post-softmax weights (B, H, R, S) float32; each row should go on summing to 1."""
         return weights
 
+    def output(self, output: torch.Tensor, site: Site) -> torch.Tensor:  # noqa: ARG002
+        """Change what the heads give (B, T, H, D), before it is projected: all rows, also those before a picture."""
+        return output
+
+    @property
+    def rewrites_rows(self) -> bool:
+        """Whether rows of attention are edited, and not the heads' output alone."""
+        kind = type(self)
+        return kind.scores is not Edit.scores or kind.weights is not Edit.weights
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -50,12 +94,14 @@ class Columns:
         rows: (B, R) indices of text rows after a picture in the current call; samples with fewer repeat one of theirs.
         valid: (B, R) bool, False where a sample has no such row.
         cross: the keys are an encoder's: they do not grow, and every query comes after them.
+        instruction: (B, S) bool, keys that hold the user's words; None where nobody told.
     """
 
     image: torch.Tensor
     rows: torch.Tensor
     valid: torch.Tensor
     cross: bool = False
+    instruction: torch.Tensor | None = None
 
     @classmethod
     def of_sequence(cls, image: torch.Tensor, queries: int | None = None) -> Columns:
@@ -70,27 +116,40 @@ class Columns:
         return cls(image, rows, (count > 0)[:, None].expand_as(rows))
 
     @classmethod
-    def of_encoder(cls, image: torch.Tensor, queries: int = 1) -> Columns:
+    def of_encoder(cls, image: torch.Tensor, queries: int = 1, instruction: torch.Tensor | None = None) -> Columns:
         """For cross-attention to image tokens at `image` (B, S)."""
-        return cls(image, *_all_rows(image, queries), cross=True)
+        return cls(image, *_all_rows(image, queries), cross=True, instruction=instruction)
 
     def next(self, queries: int = 1) -> Columns:
         """For the call on the `queries` text tokens that follow."""
-        image = self.image if self.cross else torch.nn.functional.pad(self.image, (0, queries))
-        return Columns(image, *_all_rows(image, queries), self.cross)
+        more = 0 if self.cross else queries
+        image = torch.nn.functional.pad(self.image, (0, more))
+        said = None if self.instruction is None else torch.nn.functional.pad(self.instruction, (0, more))
+        return Columns(image, *_all_rows(image, queries), self.cross, said)
 
     def to(self, device: torch.device) -> Columns:
-        return Columns(self.image.to(device), self.rows.to(device), self.valid.to(device), self.cross)
+        return self._each(lambda one: one.to(device))
+
+    def select(self, rows: torch.Tensor) -> Columns:
+        """Of these rows of the batch."""
+        return self._each(lambda one: one.index_select(0, rows))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Columns:
+        said = None if self.instruction is None else change(self.instruction)
+        return Columns(change(self.image), change(self.rows), change(self.valid), self.cross, said)
 
     def eligible(self, rows: torch.Tensor) -> torch.Tensor:
         """Whether an edit may change `rows` (B, R): (B, R) bool."""
         same = (rows[:, :, None] == self.rows[:, None, :]) & self.valid[:, None, :]
         return same.any(-1)
 
-    def site(self, layer: int, depth: int, keys: int) -> Site:
-        """For a call with `keys` keys; those beyond the known ones (an unfilled static cache) hold no image."""
-        image = torch.nn.functional.pad(self.image, (0, keys - self.image.shape[1]))
-        return Site(layer, depth, image[:, None, None, :])
+    def spread(self, keys: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`image` and `instruction` (B, 1, 1, keys); keys not known yet (an unfilled static cache) are False."""
+        more = keys - self.image.shape[1]
+        image = torch.nn.functional.pad(self.image, (0, more))[:, None, None, :]
+        if self.instruction is None:
+            return image, None
+        return image, torch.nn.functional.pad(self.instruction, (0, more))[:, None, None, :]
 
 
 def _all_rows(image: torch.Tensor, queries: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, D head dim
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,37 @@ from mmattn.attention.session import NAME, Session, active
 # Rows that are edited at once in a prefill: bounds the memory, not the result.
 CHUNK = 64
 
-Work = list[tuple[Edit, Site, Columns]]
+
+@dataclass(frozen=True)
+class Job:
+    """One edit at one layer."""
+
+    edit: Edit
+    site: Site
+    columns: Columns
+
+    def may_edit(self, rows: torch.Tensor, length: int) -> torch.Tensor:
+        """Whether the edit may change `rows` (B, R) of a call of `length` queries: (B, R) bool."""
+        may = self.columns.eligible(rows)
+        if self.edit.last_row:
+            may = may & (rows == length - 1)
+        touched = self.touched(rows.device)
+        return may if touched is None else may & touched[:, None]
+
+    def touched(self, device: torch.device) -> torch.Tensor | None:
+        """Rows of the batch (B,) whose branch the edit may change, or None for all."""
+        if self.edit.branches is None:
+            return None
+        names = self.site.branches
+        place = torch.arange(len(self.columns.image), device=device) % len(names)
+        touched = torch.zeros_like(place, dtype=torch.bool)
+        for number, name in enumerate(names):
+            if name in self.edit.branches:
+                touched |= place == number
+        return touched
+
+
+Work = list[Job]
 
 
 def attention_forward(
@@ -59,12 +90,13 @@ def attention_forward(
         output = _edited(output, call, work)
     for session, layer in sessions:
         if session.capture is not None and session.capture.wants(layer):
-            if session.capture.postpone and query.shape[2] == 1 and not work:
+            rewriting = [job for job in work if job.edit.rewrites_rows]
+            if session.capture.postpone and query.shape[2] == 1 and not rewriting:
                 session.capture.queries[layer] = query
                 session.capture.mask, session.capture.scaling = attention_mask, scale
                 continue
             rows = session.capture.rows.to(query.device) % query.shape[2]
-            session.capture.store(layer, _weights(call, rows, work))
+            session.capture.store(layer, _weights(call, rows, rewriting))
     return output, None
 
 
@@ -72,33 +104,42 @@ def _work(sessions: list[tuple[Session, int]], keys: int) -> Work:
     """The edits of all sessions at this layer, in order."""
     found: Work = []
     for session, layer in sessions:
-        edits = [edit for edit in session.edits if edit.wants(layer, session.depth)]
-        if edits:
-            columns = session.columns
-            if columns is None:
-                raise RuntimeError("an edit needs to know where the image tokens are")
-            site = columns.site(layer, session.depth, keys)
-            found += [(edit, site, columns) for edit in edits]
+        if any(edit.wants(layer, session.depth) for edit in session.edits):
+            found += [Job(edit, site, columns) for edit, site, columns in session.jobs(layer, keys)]
     return found
 
 
 def _edited(output: torch.Tensor, call: Call, work: Work) -> torch.Tensor:
-    """`output` (B, T, H, D) with the rows that the edits change computed anew."""
-    for rows, valid in {id(columns): (columns.rows, columns.valid) for _, _, columns in work}.values():
+    """`output` (B, T, H, D) with what the edits change computed anew."""
+    rewriting = [job for job in work if job.edit.rewrites_rows]
+    length = output.shape[1]
+    for columns in {id(job.columns): job.columns for job in rewriting}.values():
+        rows, valid = columns.rows, columns.valid
+        if all(job.edit.last_row for job in rewriting if job.columns is columns):
+            rows = torch.full_like(rows[:, :1], length - 1)
+            valid = columns.eligible(rows)
         for start in range(0, rows.shape[1], CHUNK):
             part, mine = rows[:, start : start + CHUNK], valid[:, start : start + CHUNK]
-            new = call.output(_weights(call, part, work)).to(output.dtype)
+            weights = _weights(call, part, rewriting)
+            if length > 1:  # padding sees nothing: its weights are no numbers
+                mine = mine & ~weights[:, 0].isnan().all(-1)
+            new = call.output(weights).to(output.dtype)
             batch = torch.arange(len(part), device=part.device)[:, None]
             # Samples without a picture keep the fast kernel's result to the last bit.
             new = torch.where(mine[..., None, None], new, output[batch, part])
             output = output.index_put((batch, part), new)
+    for job in work:
+        if type(job.edit).output is not Edit.output:
+            changed = job.edit.output(output, job.site)
+            touched = job.touched(output.device)
+            output = changed if touched is None else torch.where(touched[:, None, None, None], changed, output)
     return output
 
 
 def _weights(call: Call, rows: torch.Tensor, work: Work) -> torch.Tensor:
     """Weights (B, H, R, S) of `rows` after all edits, each applied where it may be."""
-    where = {id(columns): columns.eligible(rows)[:, None, :, None] for _, _, columns in work}
-    return rewritten(call.scores(rows), [(edit, site, where[id(columns)]) for edit, site, columns in work])
+    work_at = [(job.edit, job.site, job.may_edit(rows, call.query.shape[2])[:, None, :, None]) for job in work]
+    return rewritten(call.scores(rows), work_at)
 
 
 def rewritten(scores: torch.Tensor, work: Sequence[tuple[Edit, Site, torch.Tensor]]) -> torch.Tensor:

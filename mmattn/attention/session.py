@@ -9,14 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextvars import ContextVar, Token
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from mmattn.attention.capture import RowCapture
-from mmattn.attention.edit import Columns, Edit
+from mmattn.attention.edit import Columns, Edit, Site
 
 # "flash", "flex" and "sdpa" inside a name would change how transformers treats the function.
 NAME = "mmattn"
@@ -35,10 +38,13 @@ class Session:
         config_key: name of the decoder's sub-configuration ("text_config"), or "" for a text-only model.
         capture: rows to read; None enters the attention function without asking anything of it.
         edits: changes of attention, in order.
+        blocks: the decoder's layers, in order; only for edits that ask for hidden states.
+        branches: names of the K branches of each sample, whose rows follow each other in the batch.
 
     Attributes:
         columns: where the image tokens of the current call are; whoever calls the decoder keeps it up to date when
             there are edits.
+        memory: what edits keep from the prefill on, by edit and layer. Whoever begins another prefill calls `restart`.
     """
 
     def __init__(
@@ -48,15 +54,47 @@ class Session:
         config_key: str,
         capture: RowCapture | None = None,
         edits: Sequence[Edit] = (),
+        blocks: Sequence[nn.Module] = (),
+        branches: Sequence[str] = ("plain",),
     ) -> None:
         self.capture = capture
         self.edits = tuple(edits)
+        self.branches = tuple(branches)
+        self.memory: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
         self.columns: Columns | None = None
         self.depth = len(layers)
         self._model = model
         self._config_key = config_key
         self._layer_of = {id(module): index for index, module in enumerate(layers)}
         self._token: Token[tuple[Session, ...]] | None = None
+        self._blocks = tuple(blocks) if any(edit.states for edit in self.edits) else ()
+        self._states: dict[int, torch.Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def restart(self) -> None:
+        """Forget what edits kept: a prefill begins."""
+        self.memory.clear()
+
+    def keep(self, rows: torch.Tensor, branches: Sequence[str]) -> None:
+        """Go on with these rows of the batch, those of `branches`."""
+        self.branches = tuple(branches)
+        for kept in self.memory.values():
+            kept.update({name: value.index_select(0, rows.to(value.device)) for name, value in kept.items()})
+
+    def jobs(self, layer: int, keys: int) -> list[tuple[Edit, Site, Columns]]:
+        """The edits at work in `layer`, in a call with `keys` keys."""
+        if self.columns is None:
+            raise RuntimeError("an edit needs to know where the image tokens are")
+        image, said = self.columns.spread(keys)
+        known = self.columns.image.shape[1]
+        found = []
+        for number, edit in enumerate(self.edits):
+            if edit.wants(layer, self.depth):
+                memory = self.memory.setdefault((number, layer), {})
+                states = self._states.get(layer) if edit.states else None
+                site = Site(layer, self.depth, image, said, states, memory, known, self.branches)
+                found.append((edit, site, self.columns))
+        return found
 
     def layer_of(self, module: nn.Module) -> int | None:
         return self._layer_of.get(id(module))
@@ -64,6 +102,9 @@ class Session:
     def __enter__(self) -> Self:
         _Switch.acquire(self._model, self._config_key)
         self._token = _SESSIONS.set((*_SESSIONS.get(), self))
+        for layer, block in enumerate(self._blocks):
+            hook = partial(self._on_block, layer)
+            self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(
@@ -72,7 +113,20 @@ class Session:
         assert self._token is not None
         _SESSIONS.reset(self._token)
         self._token = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._states.clear()
         _Switch.release(self._model)
+
+    def _on_block(self, layer: int, _block: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
+        """Keep the hidden states that enter `layer`, one layer's at a time."""
+        if not entered(self):
+            return
+        cross = self.columns is not None and self.columns.cross
+        # A T5 block takes its encoder's output as the fourth argument.
+        states = inputs[3] if cross else inputs[0] if inputs else given["hidden_states"]
+        self._states = {layer: states}
 
 
 def active(module: nn.Module) -> list[tuple[Session, int]]:

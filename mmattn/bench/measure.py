@@ -133,7 +133,11 @@ def _ours(
     adapter: Adapter, prepared: Sequence[Any], method: Method, capture: Capture | None, fast: bool
 ) -> Callable[[int], Any]:
     def work(tokens: int) -> Any:
-        requests = [Request(Sample((), "-"), one, str(index), 0, tokens) for index, one in enumerate(prepared)]
+        requests = [
+            # Probes of the same length stand for those with other words.
+            Request(Sample((), "-"), one, str(index), 0, tokens, probes=dict.fromkeys(method.probes(), one))
+            for index, one in enumerate(prepared)
+        ]
         return run(adapter, requests, Options(method, Sampling(), frozenset(), 0, capture, fast), len(requests))
 
     return work

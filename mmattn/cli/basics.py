@@ -177,6 +177,7 @@ def methods(as_json: options.AsJson = False) -> None:
         kind = "published formula" if one.card.exact else "reconstruction: the paper does not publish the formula"
         options.say(f"{one.name}: {one.card.summary}")
         options.say(f"    source      {one.card.source} ({kind})")
+        options.say(f"    formula     {one.card.formula}")
         options.say(f"    cost        {one.card.branches} row(s) per sample and step; extra: {one.card.extra_passes}")
         values = ", ".join(f"{name}={value}" for name, value in one.parameters.items()) or "none"
         options.say(f"    parameters  {values} ({one.card.defaults_from})")

@@ -1,26 +1,51 @@
 """Decoding: methods as frozen dataclasses, and the batched engine that runs them."""
 
+from mmattn.decoding.avisc import AvisC
 from mmattn.decoding.boost import Boost
 from mmattn.decoding.engine import Generation
-from mmattn.decoding.method import Branch, Card, Combined, Method
+from mmattn.decoding.iava import IAVA
+from mmattn.decoding.icd import ICD
+from mmattn.decoding.instaboost import InstABoost
+from mmattn.decoding.m3id import M3ID
+from mmattn.decoding.method import Branch, Card, Combined, Method, Step
+from mmattn.decoding.pai import PAI
+from mmattn.decoding.pasta import PASTA
 from mmattn.decoding.prompted import AttentionPrompt
+from mmattn.decoding.rbd import RBD
 from mmattn.decoding.recorder import Capture
 from mmattn.decoding.registry import MethodInfo, methods, resolve, split_methods
 from mmattn.decoding.sampling import Sampling
+from mmattn.decoding.split_softmax import SplitSoftmax
+from mmattn.decoding.spotlight import SpotLight
+from mmattn.decoding.var import VAR
 from mmattn.decoding.vcd import VCD
+from mmattn.decoding.vhr import VHR
 
 __all__ = [
+    "IAVA",
+    "ICD",
+    "M3ID",
+    "PAI",
+    "PASTA",
+    "RBD",
+    "VAR",
     "VCD",
+    "VHR",
     "AttentionPrompt",
+    "AvisC",
     "Boost",
     "Branch",
     "Capture",
     "Card",
     "Combined",
     "Generation",
+    "InstABoost",
     "Method",
     "MethodInfo",
     "Sampling",
+    "SplitSoftmax",
+    "SpotLight",
+    "Step",
     "methods",
     "resolve",
     "split_methods",

@@ -5,14 +5,14 @@ B samples, K branches of the method, V vocabulary; rows are ordered sample by sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Sample, Shares
-from mmattn.attention import Session
+from mmattn.attention import Edit, RowCapture, Session
 from mmattn.decoding.fast import LANES, Rules, Size
 from mmattn.decoding.method import Method
 from mmattn.decoding.progress import Progress
@@ -50,6 +50,8 @@ class Request:
         key: names its random streams.
         repeat: how many samples with this key stand before it; they draw other tokens, from the same scores.
         room: tokens that may be generated.
+        others: the sample as each further branch of the method sees it; empty if it does not change for any.
+        probes: the sample as each probe sees it, by name.
     """
 
     sample: Sample
@@ -57,6 +59,8 @@ class Request:
     key: str
     repeat: int
     room: int
+    others: tuple[Prepared, ...] = ()
+    probes: Mapping[str, Prepared] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,11 @@ def run(
 
 @torch.inference_mode()
 def _decode_batch(adapter: Adapter, requests: Sequence[Request], options: Options) -> list[Generation]:
-    with adapter.session(edits=options.method.edits()) as session:
+    names = ("plain", *(branch.name for branch in options.method.branches()))
+    covers = _covers(adapter, requests, options)
+    with adapter.session(edits=options.method.edits(), branches=names) as session:
         shares: Shares | None = {} if options.capture is not None else None
-        batch = _embed_branches(adapter, requests, options, shares)
+        batch = _embed_branches(adapter, requests, options, shares, covers)
         recorder = None
         if options.capture is not None:
             recorder = Recorder(options.capture, adapter, batch, len(batch.embeds) // len(requests))
@@ -130,30 +136,99 @@ def _decode_batch(adapter: Adapter, requests: Sequence[Request], options: Option
     return [replace(answer, attention=rows) for answer, rows in zip(answers, read, strict=True)]
 
 
-def _embed_branches(adapter: Adapter, requests: Sequence[Request], options: Options, shares: Shares | None) -> Embedded:
+@dataclass(frozen=True)
+class _Cover:
+    """Image tokens (image tokens,) bool that are hidden, or whose features are 0."""
+
+    tokens: torch.Tensor
+    zeroed: bool
+
+    def zero(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        parts = torch.split(self.tokens, [len(one) for one in features])
+        return [one.masked_fill(part.to(one.device)[:, None], 0) for one, part in zip(features, parts, strict=True)]
+
+
+def _covers(adapter: Adapter, requests: Sequence[Request], options: Options) -> list[_Cover | None] | None:
+    """What is covered in each row of the batch; None where nothing is in any."""
+    branches = options.method.branches()
+    if all(branch.hidden is None for branch in branches):
+        return None
+    found: list[_Cover | None] = []
+    for looks in _probe(adapter, requests):
+        chosen = [_Cover(branch.hidden(looks), branch.zeroed) if branch.hidden else None for branch in branches]
+        found += [None, *chosen]
+    return found
+
+
+def _probe(adapter: Adapter, requests: Sequence[Request]) -> list[dict[str, torch.Tensor]]:
+    """What the last token of each prompt looks at, under each probe: (layers, heads, image tokens) on the CPU.
+
+    One prefill of the unedited model, without a cache.
+    """
+    names = ["plain", *requests[0].probes]
+    rows = [(one, one.pixels) for request in requests for one in (request.prepared, *request.probes.values())]
+    batch = _embed(adapter, rows)
+    image = batch.columns.image
+    counts = image.sum(-1).tolist()
+    columns = image.int().argsort(dim=-1, descending=True, stable=True)[:, : max(counts)]
+    capture = RowCapture(torch.full((len(rows), 1), -1), columns)
+    with adapter.session(capture):
+        adapter.decode(batch)
+    read = capture.stacked()[:, :, :, 0].cpu()
+    looks = [read[:, row, :, :count] for row, count in enumerate(counts)]
+    return [dict(zip(names, looks[at : at + len(names)], strict=True)) for at in range(0, len(looks), len(names))]
+
+
+def _embed_branches(
+    adapter: Adapter,
+    requests: Sequence[Request],
+    options: Options,
+    shares: Shares | None,
+    covers: Sequence[_Cover | None] | None,
+) -> Embedded:
     """One left-padded batch with the rows of all branches; equal pictures are encoded once."""
-    rows = [
-        (request.prepared, pixels)
-        for request in requests
-        for pixels in (request.prepared.pixels, *_branch_pixels(request, options))
-    ]
+    rows = [row for request in requests for row in _branch_rows(request, options)]
+    return _embed(adapter, rows, shares, covers)
+
+
+def _embed(
+    adapter: Adapter,
+    rows: Sequence[tuple[Prepared, tuple[Pixels, ...]]],
+    shares: Shares | None = None,
+    covers: Sequence[_Cover | None] | None = None,
+) -> Embedded:
     pictures = {one.key: one for _, pixels in rows for one in pixels}
     encoded = dict(zip(pictures, adapter.encode(list(pictures.values()), shares), strict=True)) if pictures else {}
-    return adapter.embed([row for row, _ in rows], [[encoded[one.key] for one in pixels] for _, pixels in rows])
+    features = [[encoded[one.key] for one in pixels] for _, pixels in rows]
+    hidden: list[torch.Tensor | None] = [None] * len(rows)
+    for row, cover in enumerate(covers or ()):
+        if cover is not None and cover.zeroed:
+            features[row] = cover.zero(features[row])
+        elif cover is not None:
+            hidden[row] = cover.tokens
+    return adapter.embed([row for row, _ in rows], features, hidden)
 
 
-def _branch_pixels(request: Request, options: Options) -> Iterator[tuple[Pixels, ...]]:
-    """The pictures of each extra branch; changed ones get keys of their own."""
-    for branch in options.method.branches():
+def _branch_rows(request: Request, options: Options) -> Iterator[tuple[Prepared, tuple[Pixels, ...]]]:
+    """The tokens and pictures of the plain branch and the others; changed pictures get keys of their own."""
+    yield request.prepared, request.prepared.pixels
+    branches = options.method.branches()
+    others = request.others or (request.prepared,) * len(branches)
+    for branch, prepared in zip(branches, others, strict=True):
         if branch.pixels is None:
-            yield request.prepared.pixels
+            yield prepared, prepared.pixels
             continue
         generator = stream(options.seed, f"branch {branch.name}", request.key)
-        yield tuple(
-            replace(
-                one, key=f"{one.key} {branch.name} {request.key} {place}", values=branch.pixels(one.values, generator)
-            )
-            for place, one in enumerate(request.prepared.pixels)
+        yield (
+            prepared,
+            tuple(
+                replace(
+                    one,
+                    key=f"{one.key} {branch.name} {request.key} {place}",
+                    values=branch.pixels(one.values, generator),
+                )
+                for place, one in enumerate(prepared.pixels)
+            ),
         )
 
 
@@ -179,11 +254,21 @@ def _loop(
         hidden = adapter.decode(batch, cache)[:, -1]
         if recorder:
             recorder.after(session, step, cache)
+        if step == 0:
+            kept = _decoded(options.method, len(requests), hidden.device)
+            if kept is not None:
+                batch, hidden = batch.select(kept), hidden[kept]
+                branches = len(kept) // len(requests)
+                cache.batch_select_indices(kept)
+                session.keep(kept, _decoded_names(options.method))
+                if recorder:
+                    recorder.keep(kept, branches)
         logits = adapter.logits(hidden).view(len(requests), branches, -1)
         chosen = progress.advance(lane.padded(logits) if lane else logits)
-        if lane:
+        if lane and not any(session.memory.values()):
             _finish_in(lane, batch, chosen, branches, recorder)
             break
+        chosen = chosen[: len(requests)]
         if bool(progress.finished):
             break
         batch = adapter.follow(batch, chosen.repeat_interleave(branches))
@@ -204,6 +289,8 @@ def _lane(
     recorder: Recorder | None,
 ) -> Lane | None:
     """A captured step for this batch, where there can be one."""
+    if not _replayable(options.method):
+        return None
     rules = Rules(options.method, options.sampling, options.stop_ids, branches, options.capture)
     columns = recorder.columns.shape[1] if recorder else 0
     return LANES.take(adapter, rules, Size(len(rooms), batch.mask.shape[1] + max(rooms), max(rooms), columns))
@@ -218,6 +305,24 @@ def _finish_in(lane: Lane, batch: Embedded, chosen: torch.Tensor, branches: int,
     samples, width = mine.shape
     lane.columns[:samples, :width] = mine
     lane.finish(batch, chosen, lambda step: recorder.take(step, lane.rows[:, :samples, :, :width]))
+
+
+def _replayable(method: Method) -> bool:
+    """Whether the captured step knows all that the method asks for."""
+    simple = all(type(edit).output is Edit.output and edit.branches is None for edit in method.edits())
+    return simple and all(branch.decoded and branch.hidden is None for branch in method.branches())
+
+
+def _decoded_names(method: Method) -> list[str]:
+    return ["plain", *(branch.name for branch in method.branches() if branch.decoded)]
+
+
+def _decoded(method: Method, samples: int, device: torch.device) -> torch.Tensor | None:
+    """Rows of the batch that go on after the prefill; None for all."""
+    chosen = [True, *(branch.decoded for branch in method.branches())]
+    if all(chosen):
+        return None
+    return torch.tensor(chosen * samples, device=device).nonzero()[:, 0]
 
 
 def _progress(adapter: Adapter, options: Options, rooms: Sequence[int]) -> Progress:

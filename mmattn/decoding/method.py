@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +27,7 @@ class Card:
     Attributes:
         summary: one line.
         source: paper and, where there is one, public code.
+        formula: where its formula comes from.
         exact: True if the formula is published; False for a labelled reconstruction.
         branches: rows per sample in each decoder call, the plain one included.
         extra_passes: model passes beyond those of plain decoding, in words.
@@ -39,6 +40,7 @@ class Card:
     branches: int
     extra_passes: str
     defaults_from: str
+    formula: str = "public code"
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,35 @@ class Branch:
     """Another input for the same sample, decoded beside the plain one.
 
     Attributes:
-        name: for messages.
+        name: names its rows, for edits and messages; "plain" is taken.
         pixels: replaces the normalised pixel values of each picture; gets a generator seeded per sample.
+        sample: changes words or pictures.
+        hidden: chooses image tokens that nothing in this branch may look at: gets, per probe, what the last token of
+            the prompt looks at, (layers, heads, image tokens) float32, and returns (image tokens,) bool. The probe
+            "plain" is the sample as it is.
+        zeroed: the chosen image tokens are seen after all, but with features of 0.
+        decoded: False for rows that take part in the prefill alone.
     """
 
     name: str
     pixels: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None
+    sample: Callable[[Sample], Sample] | None = None
+    hidden: Callable[[Mapping[str, torch.Tensor]], torch.Tensor] | None = None
+    zeroed: bool = False
+    decoded: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known when the next token is chosen.
+
+    Attributes:
+        logits: scores (B, K, V) of the decoded branches, the plain one first.
+        number: () whole number of the token, counted from 0; on the device, so that a captured step can count.
+    """
+
+    logits: torch.Tensor
+    number: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -84,14 +109,18 @@ class Method:
         """Changes of attention, in order; none at neutral strength, so that the plain model stays what it is."""
         return ()
 
-    def combine(self, logits: torch.Tensor) -> torch.Tensor:
-        """Join the branches' scores (B, K, V), the plain branch first, into (B, V); -inf forbids a token."""
-        return logits[:, 0]
+    def probes(self) -> dict[str, Callable[[Sample], Sample]]:
+        """Changed samples whose attention `Branch.hidden` wants to see, by name; "plain" comes without asking."""
+        return {}
+
+    def combine(self, step: Step) -> torch.Tensor:
+        """Join the branches' scores into (B, V); -inf forbids a token. Plain tensor work, as in edits."""
+        return step.logits[:, 0]
 
     @property
     def rules(self) -> bool:
-        """Whether the method decodes further branches or rewrites the scores, beyond editing attention."""
-        return bool(self.branches()) or type(self).combine is not Method.combine
+        """Whether the method rewrites the scores, beyond editing attention."""
+        return any(one.decoded for one in self.branches()) or type(self).combine is not Method.combine
 
     @property
     def repaints(self) -> bool:
@@ -129,6 +158,9 @@ class Combined(Method):
             raise MmattnError(
                 f"{' and '.join(rules)} both rewrite the next-token scores", "Join at most one such method."
             )
+        names = [one.name for one in self.branches()]
+        if len(set(names)) < len(names):
+            raise MmattnError(f"The branch {names[0]!r} stands there twice", "Join different methods.")
 
     @property
     def rules(self) -> bool:
@@ -156,13 +188,31 @@ class Combined(Method):
         return tuple(change for one in self.parts for change in one.edits())
 
     def branches(self) -> tuple[Branch, ...]:
-        return self._rule.branches()
+        return tuple(branch for one in self.parts for branch in one.branches())
 
-    def combine(self, logits: torch.Tensor) -> torch.Tensor:
-        return self._rule.combine(logits)
+    def probes(self) -> dict[str, Callable[[Sample], Sample]]:
+        return self._rule.probes()
+
+    def combine(self, step: Step) -> torch.Tensor:
+        return self._rule.combine(step)
 
     def settings(self) -> dict[str, Any]:
         return {"name": "+".join(one.name for one in self.parts), "parts": [one.settings() for one in self.parts]}
+
+
+class Contrast(Method):
+    """Base of methods that compare the plain branch with others; with no branch (neutral strength) they are plain."""
+
+    @property
+    def rules(self) -> bool:
+        return any(one.decoded for one in self.branches())
+
+    def combine(self, step: Step) -> torch.Tensor:
+        return self.contrast(step) if self.rules else step.logits[:, 0]
+
+    def contrast(self, step: Step) -> torch.Tensor:
+        """`combine`, where there are branches."""
+        raise NotImplementedError
 
 
 def plausible(logits: torch.Tensor, beta: float) -> torch.Tensor:
@@ -174,3 +224,14 @@ def plausible(logits: torch.Tensor, beta: float) -> torch.Tensor:
     if beta > 0:
         return logits >= floor + math.log(beta)
     return torch.ones_like(logits, dtype=torch.bool)
+
+
+def contrasted(logits: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
+    """(1 + alpha) z - alpha z' over plausible tokens, from the scores (B, 2, V) of two branches: (B, V)."""
+    plain, other = logits.unbind(1)
+    return ((1 + alpha) * plain - alpha * other).masked_fill(~plausible(plain, beta), -torch.inf)
+
+
+def without_pictures(sample: Sample) -> Sample:
+    """The words alone: the template then leaves no placeholder."""
+    return dataclasses.replace(sample, images=())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mmattn.decoding.method import Method
+from mmattn.decoding.method import Method, Step
 from mmattn.decoding.sampling import Sampling
 
 
@@ -53,7 +53,7 @@ class Progress:
 
     def advance(self, logits: torch.Tensor) -> torch.Tensor:
         """Choose each sample's next token (B,) from its branches' scores (B, K, V)."""
-        scores = self._method.combine(logits)
+        scores = self._method.combine(Step(logits, self._step[0]))
         self.broken |= (scores.isnan().any(-1) & ~self._stopped).any()
         chosen = self._sampling.choose(scores, self._uniforms.index_select(1, self._step)[:, 0])
         chosen = torch.where(self._stopped, self._filler, chosen)

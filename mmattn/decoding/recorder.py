@@ -110,6 +110,10 @@ class Recorder:
         self._steps.append(rows if self._capture.device is None else rows.to(self._capture.device, non_blocking=True))
         self.taken.append(step)
 
+    def keep(self, rows: torch.Tensor, branches: int) -> None:
+        """Go on with these rows of the batch, `branches` of each sample."""
+        self.columns, self._branches = self.columns[rows], branches
+
     def attention(
         self, prepared: Sequence[Prepared], answers: Sequence[Sequence[int]], shares: Shares
     ) -> list[Attention]:

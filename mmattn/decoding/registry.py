@@ -8,13 +8,27 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from mmattn.decoding.avisc import AvisC
 from mmattn.decoding.boost import Boost
+from mmattn.decoding.iava import IAVA
+from mmattn.decoding.icd import ICD
+from mmattn.decoding.instaboost import InstABoost
+from mmattn.decoding.m3id import M3ID
 from mmattn.decoding.method import Card, Combined, Method
+from mmattn.decoding.pai import PAI
+from mmattn.decoding.pasta import PASTA
 from mmattn.decoding.prompted import AttentionPrompt
+from mmattn.decoding.rbd import RBD
+from mmattn.decoding.split_softmax import SplitSoftmax
+from mmattn.decoding.spotlight import SpotLight
+from mmattn.decoding.var import VAR
 from mmattn.decoding.vcd import VCD
+from mmattn.decoding.vhr import VHR
 from mmattn.errors import MmattnError, unknown
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Method, VCD, Boost, AttentionPrompt)}
+_EDITS = (Boost, VAR, PAI, VHR, InstABoost, PASTA, SpotLight, SplitSoftmax)
+_CONTRASTS = (VCD, ICD, M3ID, IAVA, AvisC, RBD)
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Method, *_EDITS, *_CONTRASTS, AttentionPrompt)}
 
 
 @dataclass(frozen=True)
@@ -66,10 +80,12 @@ def split_methods(text: str) -> list[str]:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    parts, depth = [""], 0
+    parts, depth, quote = [""], 0, ""
     for character in text:
-        depth += (character == "(") - (character == ")")
-        if character == separator and depth == 0:
+        if character in "'\"" and quote in ("", character):
+            quote = "" if quote else character
+        depth += 0 if quote else (character == "(") - (character == ")")
+        if character == separator and depth == 0 and not quote:
             parts.append("")
         else:
             parts[-1] += character

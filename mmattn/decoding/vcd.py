@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 
 from mmattn.checks import number, whole
-from mmattn.decoding.method import Branch, Card, Method, plausible
+from mmattn.decoding.method import Branch, Card, Method, Step, contrasted
 
 STEPS = 1000
 
@@ -71,12 +71,12 @@ class VCD(Method):
         whole("VCD noise_step", self.noise_step, 0, STEPS - 1)
 
     def branches(self) -> tuple[Branch, ...]:
-        return (Branch("noised picture", pixels=self._noised),)
+        return (noised_branch(self.noise_step),)
 
-    def combine(self, logits: torch.Tensor) -> torch.Tensor:
-        plain, noised = logits.unbind(1)
-        contrast = (1 + self.alpha) * plain - self.alpha * noised
-        return contrast.masked_fill(~plausible(plain, self.beta), -torch.inf)
+    def combine(self, step: Step) -> torch.Tensor:
+        return contrasted(step.logits, self.alpha, self.beta)
 
-    def _noised(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return add_noise(pixels, self.noise_step, generator)
+
+def noised_branch(step: int) -> Branch:
+    """The sample with its pictures diffused to `step`."""
+    return Branch("noised picture", pixels=lambda pixels, generator: add_noise(pixels, step, generator))

@@ -118,7 +118,7 @@ class Lane:
         positions = batch.positions[0] if batch.positions.ndim == 3 else batch.positions
         step.positions.zero_()
         step.positions[:rows] = (positions[:, -1] + 1).int()
-        self._rewrite.start(batch.columns.image)
+        self._rewrite.start(batch.columns)
 
     def _run(self) -> None:
         self._step.run()

@@ -1,0 +1,92 @@
+"""PASTA (Zhang et al., ICLR 2024; public code QingruZhang/PASTA): play down what is not emphasised.
+
+    E'_j = E_j + ln alpha     for tokens j of the prompt outside the marked ones, in chosen heads, before the softmax
+
+Tokens that the model generates are left alone. Heads are meant to be chosen by profiling each model on its task.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from mmattn.attention import Edit, Site
+from mmattn.checks import number
+from mmattn.decoding.method import Card, Method
+from mmattn.decoding.steering import Steer, check_place
+from mmattn.errors import MmattnError
+
+
+@dataclass(frozen=True)
+class PASTA(Method):
+    """Weaken attention to the rest of the prompt.
+
+    Attributes:
+        alpha: factor on the rest, before renormalising; 1 is the plain model.
+        on: what is emphasised: "instruction" (the user's words) or "image".
+        heads: "all", or pairs layer:head such as "12:3 14:0".
+    """
+
+    alpha: float = 0.01
+    on: str = "instruction"
+    heads: str = "all"
+
+    name: ClassVar[str] = "pasta"
+    card: ClassVar[Card] = Card(
+        summary="Weaken attention to everything in the prompt but the instruction.",
+        source="PASTA, ICLR 2024, code QingruZhang/PASTA",
+        exact=True,
+        branches=1,
+        extra_passes="none",
+        defaults_from="alpha: public code; heads: ours, since the code's are of other models",
+    )
+
+    def __post_init__(self) -> None:
+        number("PASTA alpha", self.alpha, 1e-6)
+        check_place("PASTA", self.on)
+        _heads(self.heads)
+
+    def edits(self) -> tuple[Edit, ...]:
+        return () if self.alpha == 1 else (Weaken(self.on, math.log(self.alpha), _heads(self.heads)),)
+
+
+def _heads(given: str) -> tuple[tuple[int, int], ...] | None:
+    """(layer, head) pairs, or None for all."""
+    if given == "all":
+        return None
+    pairs = [word.split(":") for word in given.split()]
+    if not pairs or not all(len(pair) == 2 and all(one.isdecimal() for one in pair) for pair in pairs):
+        raise MmattnError(f"PASTA does not know the heads {given!r}", 'Write "all", or layer:head as in "12:3 14:0".')
+    return tuple((int(layer), int(head)) for layer, head in pairs)
+
+
+@dataclass(frozen=True)
+class Weaken(Steer):
+    """Add `amount` to the scores of the prompt's unmarked tokens, in `heads` (None for all)."""
+
+    amount: float
+    heads: tuple[tuple[int, int], ...] | None
+
+    def wants(self, layer: int, depth: int) -> bool:
+        if self.heads is None:
+            return True
+        if max(one for one, _ in self.heads) >= depth:
+            raise MmattnError(f"PASTA's heads name a layer beyond the {depth} of this model")
+        return any(one == layer for one, _ in self.heads)
+
+    def scores(self, scores: torch.Tensor, site: Site) -> torch.Tensor:
+        prompt = site.recall("prompt", lambda: torch.ones_like(site.image[:, 0, 0, : site.known]))
+        changed = scores + self.amount * (site.per_key(prompt) & ~self.marked(site))
+        if self.heads is None:
+            return changed
+        count = scores.shape[1]
+        chosen = [head for layer, head in self.heads if layer == site.layer]
+        if max(chosen) >= count:
+            raise MmattnError(f"PASTA's heads name a head beyond the {count} of this model")
+        kept = torch.zeros((), dtype=torch.bool, device=scores.device)
+        for head in chosen:
+            kept = kept | (torch.arange(count, device=scores.device) == head)
+        return torch.where(kept[None, :, None, None], changed, scores)
