@@ -74,6 +74,7 @@ class VLM:
         keys: Sequence[str] | None = None,
         capture: Capture | None = None,
         fast: bool = True,
+        share: bool = True,
         on_done: Callable[[int], None] = lambda _: None,
     ) -> list[Generation]:
         """Answer prompts about pictures, in batches, all branches of the method in one decoder call per step.
@@ -96,6 +97,8 @@ class VLM:
                 `attention`, one row per generated token: the one that decided it. Of the plain branch, as edited.
             fast: on a GPU, decode by fused kernels that are captured once and replayed, where the model allows it;
                 the first call takes some seconds longer. False: always through the model's own modules.
+            share: let prompts about one picture share its vision features and the prefill of what they have in
+                common. Without rounding, the answers are the same either way.
             on_done: called with the number of answers finished after each batch.
 
         Returns:
@@ -112,6 +115,7 @@ class VLM:
             seed=seed,
             capture=capture and capture.resolved(len(self.adapter.attention_layers), self._heads),
             fast=fast,
+            share=share,
         )
         samples = _samples(images, prompts)
         if any(branch.pixels or branch.hidden for branch in options.method.branches()) and not all(

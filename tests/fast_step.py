@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +15,34 @@ import mmattn
 from mmattn.adapters import Sample, SharedCache, adapter_for
 from mmattn.decoding.fast import LANES
 from mmattn.decoding.fast import step as fast
+from mmattn.decoding.fast.lane import Lane
 from mmattn.decoding.fast.parts import take_apart
 from mmattn.decoding.fast.step import DecodeStep
+from tests.test_methods import STRONG
 from tests.tiny import FAMILIES
 
 STEPS = 1
+# Edits that remember the prefill, change heads' output or part of the branches, and tokens that a branch must not see.
+FULL = [
+    (STRONG["vhr"] + "+" + STRONG["rbd"], None),
+    (STRONG["var"] + "+" + STRONG["pasta"], mmattn.Capture(device=None)),
+]
+
+
+@contextmanager
+def recording(kind: type, name: str) -> Iterator[Callable[[], int]]:
+    """Counts calls of a method."""
+    before, calls = getattr(kind, name), []
+
+    def counted(*given: Any, **named: Any) -> Any:
+        calls.append(name)
+        return before(*given, **named)
+
+    setattr(kind, name, counted)
+    try:
+        yield lambda: len(calls)
+    finally:
+        setattr(kind, name, before)
 
 
 @torch.inference_mode()
@@ -72,13 +97,15 @@ def generate(family: str, device: str, tokens: int) -> None:
         expected = vlm.generate(pictures, words, fast=False, **settings)
         assert vlm.generate(pictures, words, **settings) == expected
     assert len(LANES._kept[model]) == 2, "the third call should have used the first one's lane"
-    settings = {"method": "boost(strength=3)+vcd", "max_new_tokens": tokens}
-    plain = vlm.generate(pictures, words, method="vcd", max_new_tokens=tokens, fast=False)
-    for capture in (None, mmattn.Capture(layers=[2, 0], heads=[1], tokens=[0, 2], device=None)):
+    kept = mmattn.Capture(layers=[2, 0], heads=[1], tokens=[0, 2], device=None)
+    for method, capture in [("boost(strength=3)+vcd", None), ("boost(strength=3)+vcd", kept), *FULL]:
+        settings = {"method": method, "max_new_tokens": tokens}
         expected = vlm.generate(pictures, words, fast=False, capture=capture, **settings)
-        found = vlm.generate(pictures, words, capture=capture, **settings)
-        assert found == expected, (capture, found, expected)
-        assert expected != plain
+        with recording(Lane, "finish") as finished:
+            found = vlm.generate(pictures, words, capture=capture, **settings)
+        assert finished() == 1, f"{method} did not decode in a lane"
+        assert found == expected, (method, capture, found, expected)
+        assert expected != vlm.generate(pictures, words, max_new_tokens=tokens, fast=False)
         for one, other in zip(found, expected, strict=True):
             if capture is not None:
                 assert one.attention is not None

@@ -15,7 +15,7 @@ from mmattn.decoding.method import Method
 from mmattn.decoding.sampling import Sampling
 from tests.tiny import FAMILIES, tiny_llava
 
-RULES = Rules(Method(), Sampling(), frozenset({2}), 1)
+RULES = Rules(Method(), Sampling(), frozenset({2}))
 
 
 class Other(nn.Linear):

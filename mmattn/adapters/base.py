@@ -317,6 +317,32 @@ class Adapter(ABC):
         """What else the decoder's prefill needs, from the pictures' features and their places (B, T)."""
         return {}
 
+    def span(self, batch: Embedded, rows: torch.Tensor, begins: torch.Tensor, lengths: torch.Tensor) -> Embedded:
+        """Tokens `begins` (P,) and following, `lengths` (P,) of them, of `rows` (P,) of a batch: left-padded anew."""
+        width = int(lengths.max())
+        index = (begins + lengths - width)[:, None] + torch.arange(width, device=rows.device)
+        inside = index >= begins[:, None]
+        index, lines = index.clamp(min=0), rows[:, None]
+        columns = batch.columns
+        said = None if columns.instruction is None else columns.instruction[lines, index] & inside
+        return Embedded(
+            batch.embeds[lines, index],
+            batch.mask[lines, index] * inside,
+            batch.positions[..., lines, index],
+            replace(Columns.of_sequence(columns.image[lines, index] & inside), instruction=said),
+            self.span_extra(batch.extra, lines, index, inside),
+        )
+
+    def span_extra(
+        self,
+        extra: dict[str, Any],  # noqa: ARG002
+        rows: torch.Tensor,  # noqa: ARG002
+        index: torch.Tensor,  # noqa: ARG002
+        inside: torch.Tensor,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """`extra` of a prefill of tokens `index` (P, T) of `rows` (P, 1), those that are `inside`."""
+        return {}
+
     def new_cache(self) -> Cache:
         """An empty cache for `decode`."""
         config: Any = self.decoder.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,28 @@ class SharedCache(Cache):  # type: ignore[misc]
     def keys(self) -> torch.Tensor:
         """(L, B, G, S, D) of all layers, a view."""
         return self._store.keys[:, :, :, : self.get_seq_length()]
+
+    @property
+    def values(self) -> torch.Tensor:
+        """(L, B, G, S, D) of all layers, a view."""
+        return self._store.values[:, :, :, : self.get_seq_length()]
+
+    def adopt(self, other: SharedCache, rows: Sequence[tuple[int, int, int]], width: int) -> None:
+        """Begin with `width` tokens: for each row, zeros and then what `other` holds.
+
+        Args:
+            rows: for each row, the row of `other`, its first token to take, and how many.
+        """
+        pairs = [(other.keys, "keys"), (other.values, "values")]
+        like = other.keys[0, :1, :, :0].expand(len(rows), -1, -1, -1)
+        self._store.reserve(like, 0, width)
+        for theirs, name in pairs:
+            mine = getattr(self._store, name)
+            for row, (source, begin, count) in enumerate(rows):
+                mine[:, row, :, : width - count] = 0
+                mine[:, row, :, width - count : width] = theirs[:, source, :, begin : begin + count]
+        for layer in self.layers:
+            layer.begin(like, width)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Go on with these rows of the batch."""
@@ -79,6 +102,13 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
             whole[self._index, :, :, begin : self._used] = new
         self.look()
         return self.keys, self.values
+
+    def begin(self, like: torch.Tensor, used: int) -> None:
+        """Count the first `used` tokens of the store as given; they are of the kind of `like`."""
+        if not self.is_initialized:
+            self.lazy_initialization(like, like)
+        self._used = used
+        self.look()
 
     def look(self) -> None:
         """Point to what the store holds."""

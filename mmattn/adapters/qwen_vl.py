@@ -61,6 +61,20 @@ class QwenVLAdapter(Adapter):
         deeper = torch.split(torch.cat(list(features)), width, dim=-1)[1:]
         return {"visual_pos_masks": places, "deepstack_visual_embeds": list(deeper)}
 
+    def span_extra(
+        self, extra: dict[str, Any], rows: torch.Tensor, index: torch.Tensor, inside: torch.Tensor
+    ) -> dict[str, Any]:
+        if not extra:
+            return {}
+        places = extra["visual_pos_masks"]
+        number = (places.flatten().cumsum(0) - 1).view(places.shape)
+        mine = places[rows, index] & inside
+        wanted = number[rows, index][mine]
+        return {
+            "visual_pos_masks": mine,
+            "deepstack_visual_embeds": [one[wanted] for one in extra["deepstack_visual_embeds"]],
+        }
+
     @property
     def _merge(self) -> int:
         merge: int = self.model.config.vision_config.spatial_merge_size

@@ -3,6 +3,8 @@
 from mmattn.attention.capture import RowCapture
 from mmattn.attention.edit import Columns, Edit, Site
 from mmattn.attention.function import attention_forward, rewritten
-from mmattn.attention.session import NAME, Session
+from mmattn.attention.session import NAME, Session, active, own
 
-__all__ = ["NAME", "Columns", "Edit", "RowCapture", "Session", "Site", "attention_forward", "rewritten"]
+__all__ = [
+    "NAME", "Columns", "Edit", "RowCapture", "Session", "Site", "active", "attention_forward", "own", "rewritten",
+]  # fmt: skip

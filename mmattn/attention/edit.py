@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ class Site:
         instruction: (B, 1, 1, S) bool, True on keys that hold the user's words; None where nobody told.
         states: (B, T, D) hidden states of the call's keys as they enter the layer (an encoder's output, where the
             layer looks at an encoder); only for edits that ask for them.
-        memory: what this edit keeps of this layer from the prefill to the end; batch first, of fixed shapes.
+        memory: what this edit keeps of this layer from the prefill to the end, as `Edit.blank` says.
         known: keys that hold tokens, at the prefill; static caches have more.
         branches: names of the K branches; row b * K + k of the batch is branch k of sample b.
     """
@@ -77,6 +77,21 @@ class Edit:
     def output(self, output: torch.Tensor, site: Site) -> torch.Tensor:  # noqa: ARG002
         """Change what the heads give (B, T, H, D), before it is projected: all rows, also those before a picture."""
         return output
+
+    def blank(self, rows: int, keys: int, heads: int, device: torch.device) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        """Memory of the shapes that `Site.recall` fills: (rows, keys of the prefill) per key, or (rows, 1, ...)."""
+        return {}
+
+    @property
+    def rewrites_output(self) -> bool:
+        """Whether the heads' finished output is changed."""
+        return type(self).output is not Edit.output
+
+    def touches(self, names: Sequence[str], rows: int) -> torch.Tensor | None:
+        """Rows of the batch (rows,) bool whose branch may be edited, row b * K + k being `names[k]`; None for all."""
+        if self.branches is None:
+            return None
+        return torch.tensor([name in self.branches for name in names]).repeat(rows // len(names))
 
     @property
     def rewrites_rows(self) -> bool:

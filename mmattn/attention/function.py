@@ -40,15 +40,8 @@ class Job:
 
     def touched(self, device: torch.device) -> torch.Tensor | None:
         """Rows of the batch (B,) whose branch the edit may change, or None for all."""
-        if self.edit.branches is None:
-            return None
-        names = self.site.branches
-        place = torch.arange(len(self.columns.image), device=device) % len(names)
-        touched = torch.zeros_like(place, dtype=torch.bool)
-        for number, name in enumerate(names):
-            if name in self.edit.branches:
-                touched |= place == number
-        return touched
+        touched = self.edit.touches(self.site.branches, len(self.columns.image))
+        return None if touched is None else touched.to(device)
 
 
 Work = list[Job]
@@ -129,7 +122,7 @@ def _edited(output: torch.Tensor, call: Call, work: Work) -> torch.Tensor:
             new = torch.where(mine[..., None, None], new, output[batch, part])
             output = output.index_put((batch, part), new)
     for job in work:
-        if type(job.edit).output is not Edit.output:
+        if job.edit.rewrites_output:
             changed = job.edit.output(output, job.site)
             touched = job.touched(output.device)
             output = changed if touched is None else torch.where(touched[:, None, None, None], changed, output)

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from transformers.cache_utils import Cache
 
-from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Sample, Shares
-from mmattn.attention import Edit, RowCapture, Session
+from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Sample, SharedCache, Shares
+from mmattn.attention import RowCapture, Session, active
 from mmattn.decoding.fast import LANES, Rules, Size
+from mmattn.decoding.features import Features
 from mmattn.decoding.method import Method
+from mmattn.decoding.prefix import Prefixes, plan, prefill
 from mmattn.decoding.progress import Progress
 from mmattn.decoding.recorder import Capture, Recorder
 from mmattn.decoding.sampling import Sampling, stream
@@ -69,6 +72,7 @@ class Options:
 
     Attributes:
         fast: on a GPU, decode by a step that is captured once and replayed, where the model and the method allow it.
+        share: let prompts about one picture share its prefill.
     """
 
     method: Method
@@ -77,6 +81,7 @@ class Options:
     seed: int
     capture: Capture | None = None
     fast: bool = True
+    share: bool = True
 
 
 def run(
@@ -85,26 +90,30 @@ def run(
     options: Options,
     batch_size: int,
     on_done: Callable[[int], None] = lambda _: None,
+    features: Features | None = None,
 ) -> list[Generation]:
     """Decode requests in batches of at most `batch_size`; results come in the order of the requests.
 
-    Requests of similar length share a batch, so little is padded. A batch that runs out of memory is halved and
-    tried again; finished ones are kept. `on_done` hears how many answers each batch finished.
+    Requests about the same pictures stand together, and those of similar length, so that little is computed twice or
+    padded. A batch that runs out of memory is halved and tried again; finished ones are kept. `on_done` hears how many
+    answers each batch finished. `features` may bring vision features along.
 
     Raises:
         MmattnError: a single sample does not fit into memory, or the model's scores are not numbers.
     """
-    order = sorted(range(len(requests)), key=lambda index: len(requests[index].prepared.ids))
+    features = features or Features()
+    order = _order(requests)
     done: dict[int, Generation] = {}
     waiting = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][::-1]
     while waiting:
         chunk = waiting.pop()
         try:
-            answers = _decode_batch(adapter, [requests[index] for index in chunk], options)
+            answers = _decode_batch(adapter, [requests[index] for index in chunk], options, features)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             LANES.clear(adapter)
+            features.clear()
             if len(chunk) == 1:
                 raise MmattnError(
                     "Out of memory with a single sample", "Use a smaller dtype, fewer pictures, or device_map."
@@ -117,19 +126,40 @@ def run(
     return [done[index] for index in range(len(requests))]
 
 
+def _order(requests: Sequence[Request]) -> list[int]:
+    """By length, those about the same pictures together."""
+    pictures = [tuple(one.key for one in request.prepared.pixels) for request in requests]
+    sizes = [len(request.prepared.ids) for request in requests]
+    longest: dict[tuple[str, ...], int] = {}
+    for key, size in zip(pictures, sizes, strict=True):
+        longest[key] = max(size, longest.get(key, 0))
+
+    def place(index: int) -> tuple[int, tuple[str, ...], int]:
+        key = pictures[index]
+        return (longest[key] if key else sizes[index], key, sizes[index])
+
+    return sorted(range(len(requests)), key=place)
+
+
 @torch.inference_mode()
-def _decode_batch(adapter: Adapter, requests: Sequence[Request], options: Options) -> list[Generation]:
+def _decode_batch(
+    adapter: Adapter, requests: Sequence[Request], options: Options, features: Features
+) -> list[Generation]:
     names = ("plain", *(branch.name for branch in options.method.branches()))
-    covers = _covers(adapter, requests, options)
+    covers = _covers(adapter, requests, options, features)
+    rows = [row for request in requests for row in _branch_rows(request, options)]
     with adapter.session(edits=options.method.edits(), branches=names) as session:
         shares: Shares | None = {} if options.capture is not None else None
-        batch = _embed_branches(adapter, requests, options, shares, covers)
+        batch = _embed(adapter, rows, features, shares, covers)
+        prefixes = None
+        if options.share and not batch.columns.cross:
+            prefixes = plan(rows, [one is not None for one in covers or [None] * len(rows)], session.edits)
         recorder = None
         if options.capture is not None:
             recorder = Recorder(options.capture, adapter, batch, len(batch.embeds) // len(requests))
-        tokens = _loop(adapter, batch, requests, options, session, recorder)
-    rows = zip(tokens.tolist(), requests, strict=True)
-    answers = [_finish(adapter, row[: request.room], options.stop_ids) for row, request in rows]
+        tokens = _loop(adapter, batch, requests, options, session, recorder, prefixes)
+    ended = zip(tokens.tolist(), requests, strict=True)
+    answers = [_finish(adapter, row[: request.room], options.stop_ids) for row, request in ended]
     if recorder is None or shares is None:
         return answers
     read = recorder.attention([request.prepared for request in requests], [one.token_ids for one in answers], shares)
@@ -148,26 +178,28 @@ class _Cover:
         return [one.masked_fill(part.to(one.device)[:, None], 0) for one, part in zip(features, parts, strict=True)]
 
 
-def _covers(adapter: Adapter, requests: Sequence[Request], options: Options) -> list[_Cover | None] | None:
+def _covers(
+    adapter: Adapter, requests: Sequence[Request], options: Options, features: Features
+) -> list[_Cover | None] | None:
     """What is covered in each row of the batch; None where nothing is in any."""
     branches = options.method.branches()
     if all(branch.hidden is None for branch in branches):
         return None
     found: list[_Cover | None] = []
-    for looks in _probe(adapter, requests):
+    for looks in _probe(adapter, requests, features):
         chosen = [_Cover(branch.hidden(looks), branch.zeroed) if branch.hidden else None for branch in branches]
         found += [None, *chosen]
     return found
 
 
-def _probe(adapter: Adapter, requests: Sequence[Request]) -> list[dict[str, torch.Tensor]]:
+def _probe(adapter: Adapter, requests: Sequence[Request], features: Features) -> list[dict[str, torch.Tensor]]:
     """What the last token of each prompt looks at, under each probe: (layers, heads, image tokens) on the CPU.
 
     One prefill of the unedited model, without a cache.
     """
     names = ["plain", *requests[0].probes]
     rows = [(one, one.pixels) for request in requests for one in (request.prepared, *request.probes.values())]
-    batch = _embed(adapter, rows)
+    batch = _embed(adapter, rows, features)
     image = batch.columns.image
     counts = image.sum(-1).tolist()
     columns = image.int().argsort(dim=-1, descending=True, stable=True)[:, : max(counts)]
@@ -179,26 +211,15 @@ def _probe(adapter: Adapter, requests: Sequence[Request]) -> list[dict[str, torc
     return [dict(zip(names, looks[at : at + len(names)], strict=True)) for at in range(0, len(looks), len(names))]
 
 
-def _embed_branches(
-    adapter: Adapter,
-    requests: Sequence[Request],
-    options: Options,
-    shares: Shares | None,
-    covers: Sequence[_Cover | None] | None,
-) -> Embedded:
-    """One left-padded batch with the rows of all branches; equal pictures are encoded once."""
-    rows = [row for request in requests for row in _branch_rows(request, options)]
-    return _embed(adapter, rows, shares, covers)
-
-
 def _embed(
     adapter: Adapter,
     rows: Sequence[tuple[Prepared, tuple[Pixels, ...]]],
+    known: Features,
     shares: Shares | None = None,
     covers: Sequence[_Cover | None] | None = None,
 ) -> Embedded:
-    pictures = {one.key: one for _, pixels in rows for one in pixels}
-    encoded = dict(zip(pictures, adapter.encode(list(pictures.values()), shares), strict=True)) if pictures else {}
+    """One left-padded batch; equal pictures are encoded once."""
+    encoded = known.of(adapter, {one.key: one for _, pixels in rows for one in pixels}, shares)
     features = [[encoded[one.key] for one in pixels] for _, pixels in rows]
     hidden: list[torch.Tensor | None] = [None] * len(rows)
     for row, cover in enumerate(covers or ()):
@@ -218,18 +239,15 @@ def _branch_rows(request: Request, options: Options) -> Iterator[tuple[Prepared,
         if branch.pixels is None:
             yield prepared, prepared.pixels
             continue
-        generator = stream(options.seed, f"branch {branch.name}", request.key)
-        yield (
-            prepared,
-            tuple(
-                replace(
-                    one,
-                    key=f"{one.key} {branch.name} {request.key} {place}",
-                    values=branch.pixels(one.values, generator),
-                )
-                for place, one in enumerate(prepared.pixels)
-            ),
-        )
+        yield prepared, tuple(_changed(one, branch.name, branch.pixels, options.seed) for one in prepared.pixels)
+
+
+def _changed(
+    one: Pixels, branch: str, change: Callable[[torch.Tensor, torch.Generator], torch.Tensor], seed: int
+) -> Pixels:
+    """Draws by the picture, not the prompt: questions about one picture go on sharing what they begin with."""
+    generator = stream(seed, f"branch {branch}", one.key)
+    return replace(one, key=f"{one.key} {branch} {seed}", values=change(one.values, generator))
 
 
 def _loop(
@@ -239,19 +257,21 @@ def _loop(
     options: Options,
     session: Session,
     recorder: Recorder | None,
+    prefixes: Prefixes | None,
 ) -> torch.Tensor:
     """Token ids (B, steps) on the CPU; rows that ended early are filled up."""
     branches = len(batch.embeds) // len(requests)
     rooms = [request.room for request in requests]
-    lane = _lane(adapter, batch, options, branches, rooms, recorder) if options.fast else None
+    lane = _lane(adapter, batch, options, rooms, session, recorder) if options.fast else None
     progress = lane.progress if lane else _progress(adapter, options, rooms)
     progress.start(rooms, _uniforms(requests, options))
-    cache = lane.cache(len(batch.mask)) if lane else adapter.new_cache()
+    # Rows that end with the prefill have no place in a lane.
+    cache = lane.cache(len(batch.mask)) if lane and branches == lane.branches else adapter.new_cache()
     for step in range(max(rooms)):
         session.columns = batch.columns
         if recorder:
             recorder.before(session, step, cache)
-        hidden = adapter.decode(batch, cache)[:, -1]
+        hidden = _call(adapter, batch, cache, session, None if step else prefixes)
         if recorder:
             recorder.after(session, step, cache)
         if step == 0:
@@ -260,13 +280,15 @@ def _loop(
                 batch, hidden = batch.select(kept), hidden[kept]
                 branches = len(kept) // len(requests)
                 cache.batch_select_indices(kept)
-                session.keep(kept, _decoded_names(options.method))
+                session.keep(kept, [name for name in session.branches if name in _rules(options).names])
                 if recorder:
                     recorder.keep(kept, branches)
         logits = adapter.logits(hidden).view(len(requests), branches, -1)
         chosen = progress.advance(lane.padded(logits) if lane else logits)
-        if lane and not any(session.memory.values()):
-            _finish_in(lane, batch, chosen, branches, recorder)
+        if lane and lane.rewriting.knows(session.memory):
+            if kept is not None:
+                lane.load(cache)
+            _finish_in(lane, batch, chosen, session, recorder)
             break
         chosen = chosen[: len(requests)]
         if bool(progress.finished):
@@ -280,41 +302,42 @@ def _loop(
     return tokens
 
 
+def _call(adapter: Adapter, batch: Embedded, cache: Cache, session: Session, prefixes: Prefixes | None) -> torch.Tensor:
+    """Hidden states (B K, D) of the last tokens."""
+    if prefixes is not None and isinstance(cache, SharedCache):
+        return prefill(adapter, batch, prefixes, cache, session)[:, -1]
+    return adapter.decode(batch, cache)[:, -1]
+
+
 def _lane(
     adapter: Adapter,
     batch: Embedded,
     options: Options,
-    branches: int,
     rooms: Sequence[int],
+    session: Session,
     recorder: Recorder | None,
 ) -> Lane | None:
     """A captured step for this batch, where there can be one."""
-    if not _replayable(options.method):
-        return None
-    rules = Rules(options.method, options.sampling, options.stop_ids, branches, options.capture)
+    if any(one is not session for one, _ in active(adapter.attention_layers[0])):
+        return None  # someone around this call edits or reads, too
+    rules = _rules(options)
     columns = recorder.columns.shape[1] if recorder else 0
     return LANES.take(adapter, rules, Size(len(rooms), batch.mask.shape[1] + max(rooms), max(rooms), columns))
 
 
-def _finish_in(lane: Lane, batch: Embedded, chosen: torch.Tensor, branches: int, recorder: Recorder | None) -> None:
+def _rules(options: Options) -> Rules:
+    return Rules(options.method, options.sampling, options.stop_ids, options.capture)
+
+
+def _finish_in(lane: Lane, batch: Embedded, chosen: torch.Tensor, session: Session, recorder: Recorder | None) -> None:
     """Decode all further tokens in a lane."""
     if recorder is None or not recorder.columns.shape[1]:
-        lane.finish(batch, chosen)
+        lane.finish(batch, chosen, session.memory)
         return
-    mine = recorder.columns[::branches]
+    mine = recorder.columns[:: lane.branches]
     samples, width = mine.shape
     lane.columns[:samples, :width] = mine
-    lane.finish(batch, chosen, lambda step: recorder.take(step, lane.rows[:, :samples, :, :width]))
-
-
-def _replayable(method: Method) -> bool:
-    """Whether the captured step knows all that the method asks for."""
-    simple = all(type(edit).output is Edit.output and edit.branches is None for edit in method.edits())
-    return simple and all(branch.decoded and branch.hidden is None for branch in method.branches())
-
-
-def _decoded_names(method: Method) -> list[str]:
-    return ["plain", *(branch.name for branch in method.branches() if branch.decoded)]
+    lane.finish(batch, chosen, session.memory, lambda step: recorder.take(step, lane.rows[:, :samples, :, :width]))
 
 
 def _decoded(method: Method, samples: int, device: torch.device) -> torch.Tensor | None:

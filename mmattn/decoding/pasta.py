@@ -77,6 +77,9 @@ class Weaken(Steer):
             raise MmattnError(f"PASTA's heads name a layer beyond the {depth} of this model")
         return any(one == layer for one, _ in self.heads)
 
+    def blank(self, rows: int, keys: int, heads: int, device: torch.device) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        return {"prompt": torch.zeros(rows, keys, dtype=torch.bool, device=device)}
+
     def scores(self, scores: torch.Tensor, site: Site) -> torch.Tensor:
         prompt = site.recall("prompt", lambda: torch.ones_like(site.image[:, 0, 0, : site.known]))
         changed = scores + self.amount * (site.per_key(prompt) & ~self.marked(site))

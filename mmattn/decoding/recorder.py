@@ -80,9 +80,9 @@ class Recorder:
         if (tokens is None or step in tokens) and self.columns.shape[1]:
             rows = torch.full((len(self.columns), 1), -1)
             layers = None if self._capture.layers is None else tuple(self._capture.layers)
-            session.capture = RowCapture(
-                rows, self.columns, layers, postpone=step > 0 and isinstance(cache, SharedCache)
-            )
+            # All layers at once at the end, or each in its turn where some may be edited.
+            later = step > 0 and isinstance(cache, SharedCache) and not any(one.rewrites_rows for one in session.edits)
+            session.capture = RowCapture(rows, self.columns, layers, postpone=later)
 
     def after(self, session: Session, step: int, cache: object) -> None:
         """Keep what was read."""

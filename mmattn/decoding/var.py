@@ -108,6 +108,9 @@ class Redistribution(Edit):
     def wants(self, layer: int, depth: int) -> bool:
         return self.start <= layer < depth - self.spared
 
+    def blank(self, rows: int, keys: int, heads: int, device: torch.device) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        return {"sinks": torch.zeros(rows, keys, dtype=torch.bool, device=device)}
+
     def scores(self, scores: torch.Tensor, site: Site) -> torch.Tensor:
         """Only looks: the finite scores tell where each sample begins."""
         site.recall("sinks", lambda: self._sinks(scores, site))

@@ -73,6 +73,9 @@ class Reinforce(Edit):
     def wants(self, layer: int, depth: int) -> bool:
         return layer >= depth - self.layers
 
+    def blank(self, rows: int, keys: int, heads: int, device: torch.device) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        return {"factors": torch.ones(rows, 1, heads, 1, device=device)}
+
     def output(self, output: torch.Tensor, site: Site) -> torch.Tensor:
         factors = site.recall("factors", lambda: self._factors(output, site))
         return output * factors.to(output.dtype)

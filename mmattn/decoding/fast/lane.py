@@ -9,7 +9,7 @@ import torch
 from mmattn.adapters import Adapter, Embedded, SharedCache
 from mmattn.decoding.fast.parts import DecoderParts
 from mmattn.decoding.fast.pool import COLUMNS, SLOTS, Rules, Size
-from mmattn.decoding.fast.rewriting import Rewriting
+from mmattn.decoding.fast.rewriting import Memory, Rewriting
 from mmattn.decoding.fast.step import DecodeStep
 from mmattn.decoding.progress import Progress
 
@@ -18,6 +18,8 @@ class Lane:
     """Buffers for at least `samples` samples of `slots` tokens, and the graph that works on them.
 
     Attributes:
+        branches: rows of each sample.
+        rewriting: the method's edits.
         progress: the answers.
         rows: (layers, B, heads, N) attention of the plain branch on `columns`, of the step that ran last.
         columns: (B, N) slots of image tokens.
@@ -27,18 +29,23 @@ class Lane:
         self.rules = rules
         self.size = size = size.rounded()
         self._parts, self._pointers = parts, parts.pointers()
-        depth, rows = len(parts.layers), size.samples * rules.branches
+        self.branches = len(rules.names)
+        depth, rows = len(parts.layers), size.samples * self.branches
         shape = (depth, rows, parts.groups, size.slots, parts.dim)
         self._keys, self._values = (torch.empty(shape, device=parts.device, dtype=parts.dtype) for _ in range(2))
-        self._rewrite = Rewriting(rules.method.edits(), depth, rows, size.slots, parts.device)
+        edits = rules.method.edits()
+        self.rewriting = Rewriting(edits, rules.names, depth, parts.heads, rows, size.slots, parts.device)
         kept = rules.capture
         self._step = DecodeStep(
             parts,
             self._keys,
             self._values,
             size.slots,
-            rewrite=self._rewrite,
-            rewritten=self._rewrite.layers,
+            hides=rules.hides,
+            rewrite=self.rewriting.rewrite,
+            rewritten=self.rewriting.layers,
+            remix=self.rewriting.remix,
+            remixed=self.rewriting.remixed,
             kept=() if kept is None else tuple(range(depth) if kept.layers is None else kept.layers),
         )
         self.progress = Progress(
@@ -74,17 +81,30 @@ class Lane:
         """For the prefill of `rows` rows, straight into the lane's buffers."""
         return SharedCache(len(self._parts.layers), (self._keys[:, :rows], self._values[:, :rows]))
 
+    def load(self, cache: SharedCache) -> None:
+        """Take over what a prefill in another cache left."""
+        for mine, theirs in ((self._keys, cache.keys), (self._values, cache.values)):
+            mine[:, : theirs.shape[1], :, : theirs.shape[3]] = theirs
+
     def padded(self, logits: torch.Tensor) -> torch.Tensor:
         """Scores (B, K, V) of the prefill with rows for samples that are not there."""
         missing = self.size.samples - len(logits)
         return torch.cat([logits, logits.new_zeros(missing, *logits.shape[1:])]) if missing else logits
 
-    def finish(self, batch: Embedded, chosen: torch.Tensor, on_step: Callable[[int], None] | None = None) -> None:
+    def finish(
+        self,
+        batch: Embedded,
+        chosen: torch.Tensor,
+        memory: Memory,
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
         """Decode until every sample has ended, from the prefilled `batch` and the first tokens `chosen` (samples,).
 
-        `on_step` hears the number of each token after the step that made it was started.
+        `memory` is what the edits kept. `on_step` hears the number of each token after the step that made it was
+        started.
         """
         self._start(batch, chosen)
+        self.rewriting.start(batch.columns, memory)
         if self._graph is None:
             for number in range(1, self.size.steps):
                 if bool(self.progress.finished):
@@ -111,27 +131,29 @@ class Lane:
     def _start(self, batch: Embedded, chosen: torch.Tensor) -> None:
         step, rows, width = self._step, len(batch.mask), batch.mask.shape[1]
         step.reset()
-        step.tokens.copy_(chosen.repeat_interleave(self.rules.branches))
+        step.tokens.copy_(chosen.repeat_interleave(self.branches))
         step.length.fill_(width)
         step.begins.fill_(self.size.slots)  # rows without a sample read nothing
-        step.begins[:rows] = (width - batch.mask.sum(-1)).int()
+        step.begins[:rows] = (batch.mask.cumsum(-1) == 0).sum(-1).int()
+        if self.rules.hides:
+            step.hidden.zero_()
+            step.hidden[:rows, :width] = batch.mask == 0
         positions = batch.positions[0] if batch.positions.ndim == 3 else batch.positions
         step.positions.zero_()
         step.positions[:rows] = (positions[:, -1] + 1).int()
-        self._rewrite.start(batch.columns)
 
     def _run(self) -> None:
         self._step.run()
-        rules, kept = self.rules, self.rules.capture
+        kept = self.rules.capture
         if kept is not None:
-            weights = self._step.weights()[:, :: rules.branches]
+            weights = self._step.weights()[:, :: self.branches]
             if kept.heads is not None:
                 weights = weights.index_select(2, self._heads)
             index = self.columns[None, :, None].expand(*weights.shape[:3], -1)
             self.rows = weights.gather(-1, index)
-        logits = self._step.logits.view(self.size.samples, rules.branches, -1)
+        logits = self._step.logits.view(self.size.samples, self.branches, -1)
         chosen = self.progress.advance(logits)
-        self._step.tokens.copy_(chosen.repeat_interleave(rules.branches))
+        self._step.tokens.copy_(chosen.repeat_interleave(self.branches))
 
     def _capture(self) -> None:
         self.progress.start([], torch.zeros(0, 0))

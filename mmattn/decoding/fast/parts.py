@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mmattn.adapters import Adapter
+from mmattn.attention import own
 
 # Pre-norm layers with rotary embedding, SwiGLU and full attention; Qwen2 adds biases, Qwen3 norms of query and key.
 LAYERS = (
@@ -148,7 +149,8 @@ def _plain(decoder: Any, head: Any) -> None:
     for name, module in decoder.named_modules():
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
             raise NotFastError(f"{name} is a {type(module).__name__}")
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        foreign = not all(map(own, module._forward_pre_hooks.values()))
+        if module._forward_hooks or foreign or "forward" in vars(module):
             raise NotFastError(f"{name or 'the decoder'} is hooked or patched")
     if not all(isinstance(one, nn.Linear) for layer in decoder.layers for one in _products(layer)):
         raise NotFastError("some of its products are no nn.Linear")

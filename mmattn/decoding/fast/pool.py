@@ -59,8 +59,17 @@ class Rules:
     method: Method
     sampling: Sampling
     stop_ids: frozenset[int]
-    branches: int
     capture: Capture | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The branches that are decoded, the plain one first."""
+        return ("plain", *(branch.name for branch in self.method.branches() if branch.decoded))
+
+    @property
+    def hides(self) -> bool:
+        """Whether some image tokens of a decoded branch must not be looked at."""
+        return any(branch.hidden and branch.decoded and not branch.zeroed for branch in self.method.branches())
 
 
 class Lanes:

@@ -2,38 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from mmattn.attention import Columns, Edit, Site, rewritten
 
+# What edits keep from the prefill on, by edit and layer.
+Memory = Mapping[tuple[int, int], Mapping[str, torch.Tensor]]
+
 
 class Rewriting:
-    """Turns a layer's scores into the weights that the edits want, over fixed buffers.
+    """Does a layer's edits over fixed buffers, for `rows` rows of `slots` keys whose branches are `names`, in turns.
 
     Attributes:
-        layers: those that an edit wants.
+        layers: those in which rows of attention are edited. remixed: those in which the heads' output is.
     """
 
-    def __init__(self, edits: Sequence[Edit], depth: int, rows: int, slots: int, device: torch.device) -> None:
-        self._edits, self._depth = tuple(edits), depth
-        self.layers = frozenset(layer for layer in range(depth) if any(one.wants(layer, depth) for one in edits))
+    def __init__(
+        self,
+        edits: Sequence[Edit],
+        names: Sequence[str],
+        depth: int,
+        heads: int,
+        rows: int,
+        slots: int,
+        device: torch.device,
+    ) -> None:
+        self._edits, self._depth, self._names = tuple(edits), depth, tuple(names)
+        wanted = {layer: [one for one in edits if one.wants(layer, depth)] for layer in range(depth)}
+        self.layers = frozenset(layer for layer, found in wanted.items() if any(one.rewrites_rows for one in found))
+        self.remixed = frozenset(layer for layer, found in wanted.items() if any(one.rewrites_output for one in found))
         self._image, self._said = (torch.zeros(rows, slots, dtype=torch.bool, device=device) for _ in range(2))
+        self._memory = {
+            (number, layer): edit.blank(rows, slots, heads, device)
+            for number, edit in enumerate(edits)
+            for layer in range(depth)
+            if edit.wants(layer, depth)
+        }
+        touched = [edit.touches(names, rows) for edit in edits]
+        self._touched = [None if one is None else one.to(device) for one in touched]
         # Edits are chains of small operations: compiled, each layer's is a kernel or two.
-        self._rewrite = torch.compile(self._plain) if device.type == "cuda" else self._plain
+        cuda = device.type == "cuda"
+        self._rewrite = torch.compile(self._plain) if cuda else self._plain
+        self._remix = torch.compile(self._plain_output) if cuda else self._plain_output
 
-    def start(self, columns: Columns) -> None:
+    def knows(self, memory: Memory) -> bool:
+        """Whether there are buffers for all that the edits kept."""
+        return all(
+            name in self._memory.get(place, {}) and self._fits(self._memory[place][name], value)
+            for place, kept in memory.items()
+            for name, value in kept.items()
+        )
+
+    @staticmethod
+    def _fits(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+        sizes = zip(mine.shape[:2], theirs.shape[:2], strict=True)
+        return mine.shape[2:] == theirs.shape[2:] and all(one >= other for one, other in sizes)
+
+    def start(self, columns: Columns, memory: Memory) -> None:
         """Before a batch (rows or fewer) whose prompts hold image tokens and the user's words at `columns`."""
-        for mine, theirs in ((self._image, columns.image), (self._said, columns.instruction)):
-            mine.zero_()
-            if theirs is not None:
-                mine[: len(theirs), : theirs.shape[1]] = theirs
+        _fill(self._image, columns.image)
+        _fill(self._said, columns.instruction)
+        for place, kept in self._memory.items():
+            for name, mine in kept.items():
+                _fill(mine, memory.get(place, {}).get(name))
 
-    def __call__(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
-        return self._rewrite(layer, scores, self._image, self._said)
+    def rewrite(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
+        """The weights that `layer`'s edits make of its scores (M, H, 1, C)."""
+        return self._rewrite(layer, scores, self._image, self._said, self._kept(layer))
 
-    def _plain(self, layer: int, scores: torch.Tensor, image: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
-        site = Site(layer, self._depth, image[:, None, None, :], said[:, None, None, :])
-        where = image.any(-1)[:, None, None, None]
-        return rewritten(scores, [(edit, site, where) for edit in self._edits if edit.wants(layer, self._depth)])
+    def remix(self, layer: int, output: torch.Tensor) -> torch.Tensor:
+        """What `layer`'s edits make of its heads' output (M, 1, H, D)."""
+        return self._remix(layer, output, self._image, self._said, self._kept(layer))
+
+    def _kept(self, layer: int) -> list[dict[str, torch.Tensor]]:
+        """Each edit's memory of a layer."""
+        return [self._memory.get((number, layer), {}) for number in range(len(self._edits))]
+
+    def _sites(
+        self, layer: int, image: torch.Tensor, said: torch.Tensor, kept: list[dict[str, torch.Tensor]]
+    ) -> list[tuple[Edit, Site, torch.Tensor | None]]:
+        """The edits at work in a layer, where each is, and the rows (M,) of the branches it may change."""
+        known = image.shape[1]
+        spread, words = image[:, None, None, :], said[:, None, None, :]
+        return [
+            (edit, Site(layer, self._depth, spread, words, None, memory, known, self._names), touched)
+            for edit, memory, touched in zip(self._edits, kept, self._touched, strict=True)
+            if edit.wants(layer, self._depth)
+        ]
+
+    def _plain(
+        self,
+        layer: int,
+        scores: torch.Tensor,
+        image: torch.Tensor,
+        said: torch.Tensor,
+        kept: list[dict[str, torch.Tensor]],
+    ) -> torch.Tensor:
+        where = image.any(-1)
+        return rewritten(
+            scores,
+            [
+                (edit, site, (where if touched is None else where & touched)[:, None, None, None])
+                for edit, site, touched in self._sites(layer, image, said, kept)
+            ],
+        )
+
+    def _plain_output(
+        self,
+        layer: int,
+        output: torch.Tensor,
+        image: torch.Tensor,
+        said: torch.Tensor,
+        kept: list[dict[str, torch.Tensor]],
+    ) -> torch.Tensor:
+        for edit, site, touched in self._sites(layer, image, said, kept):
+            changed = edit.output(output, site)
+            output = changed if touched is None else torch.where(touched[:, None, None, None], changed, output)
+        return output
+
+
+def _fill(mine: torch.Tensor, theirs: torch.Tensor | None) -> None:
+    """Copy into the first rows and keys; the rest is 0."""
+    mine.zero_()
+    if theirs is not None:
+        mine[: len(theirs), : theirs.shape[1]] = theirs

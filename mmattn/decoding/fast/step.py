@@ -16,6 +16,8 @@ from mmattn.decoding.fast.parts import DecoderParts, LayerParts
 
 # Takes a layer and its scores (M, H, 1, C) float32, -inf on slots without a visible key; gives the weights.
 Rewrite = Callable[[int, torch.Tensor], torch.Tensor]
+# Takes a layer and what its heads give, (M, 1, H, D); gives what they should.
+Remix = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,16 @@ class DecodeStep:
         hides: bool = False,
         rewrite: Rewrite | None = None,
         rewritten: frozenset[int] = frozenset(),
+        remix: Remix | None = None,
+        remixed: frozenset[int] = frozenset(),
         kept: tuple[int, ...] = (),
     ) -> None:
         """`keys` and `values` (L, M, G, C, D) are the cache; `kept` layers leave their scores, `rewritten` ones are
-        rewritten.
+        rewritten, `remixed` ones have their heads' output changed.
         """
         self.parts, self.keys, self.values = parts, keys, values
         self.hides, self.rewrite, self.rewritten = hides, rewrite, rewritten
+        self.remix, self.remixed = remix, remixed
         _, rows, groups, slots, dim = keys.shape
         assert (groups, dim) == (parts.groups, parts.dim)
         self.rows, self.slots = rows, slots
@@ -138,6 +143,9 @@ class DecodeStep:
             biases = tuple(one.bias for one in three if one.bias is not None)
             self._product(tuple(one.weight for one in three), self._qkv, pieces, biases)
             self._attend(index, layer)
+            if self.remix is not None and index in self.remixed:
+                heads = self._mixed.view(self.rows, 1, parts.heads, parts.dim)
+                heads.copy_(self.remix(index, heads))
             self._onto_stream(self._mixed, layer.output, layer.mlp_gain)
             pieces = self._blocks
             self._gated(layer, pieces)

@@ -1,0 +1,118 @@
+"""What several rows of a batch begin with goes through the decoder once.
+
+Rows about one picture share everything up to where their words differ. The prefix of each such group is prefilled as a
+row of a small batch, its keys and values are copied to all its rows, and a second call does the rows' last tokens. How
+many these are is the same for all rows, so that the rest of the way is that of any left-padded batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, SharedCache
+from mmattn.attention import Columns, Edit, Session
+
+# Two calls in place of one must save at least this share of the tokens.
+SAVING = 0.25
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """How a batch is prefilled in two calls.
+
+    Attributes:
+        leaders: for each prefix, a row that begins with it. lengths: its tokens.
+        owners: for each row, the number of its prefix.
+        tail: how many of its last tokens each row does itself.
+    """
+
+    leaders: tuple[int, ...]
+    lengths: tuple[int, ...]
+    owners: tuple[int, ...]
+    tail: int
+
+
+def plan(
+    rows: Sequence[tuple[Prepared, tuple[Pixels, ...]]], alone: Sequence[bool], edits: Sequence[Edit]
+) -> Prefixes | None:
+    """How rows of (prompt, pictures) can share prefixes; None where that saves little or an edit forbids it.
+
+    Args:
+        alone: rows that are like no other, whatever they hold.
+        edits: of attention. Those that want a prompt's hidden states, its last row alone, its heads' output or certain
+            branches need the whole prompt in one call.
+    """
+    if any(one.states or one.last_row or one.rewrites_output or one.branches is not None for one in edits):
+        return None
+    sizes = [len(prepared.ids) for prepared, _ in rows]
+    groups: dict[object, list[int]] = {}
+    for row, (prepared, pixels) in enumerate(rows):
+        images = prepared.layout.images
+        if not images or alone[row]:
+            groups[row] = [row]
+            continue
+        end = max(one.tokens.stop for one in images)
+        key = (tuple(one.key for one in pixels), tuple(prepared.ids[:end].tolist()))
+        groups.setdefault(key, []).append(row)
+    tail = 1
+    for members in groups.values():
+        tail = max(tail, *(sizes[row] - _common([rows[one][0].ids for one in members]) for row in members))
+    # Words alone are short: they fit into the tail, or nothing is gained.
+    tail = max([tail, *(sizes[row] for row, (one, _) in enumerate(rows) if not one.layout.images)])
+    lengths = [max(0, *(sizes[row] - tail for row in members)) for members in groups.values()]
+    chosen = [(members, length) for members, length in zip(groups.values(), lengths, strict=True) if length]
+    if all(len(members) == 1 for members, _ in chosen):
+        return None
+    whole = len(rows) * max(sizes)
+    if len(chosen) * max(lengths) + len(rows) * tail > (1 - SAVING) * whole:
+        return None
+    owners = [0] * len(rows)
+    leaders = []
+    for number, (members, _) in enumerate(chosen):
+        leaders.append(max(members, key=lambda row: sizes[row]))
+        for row in members:
+            owners[row] = number
+    return Prefixes(tuple(leaders), tuple(length for _, length in chosen), tuple(owners), tail)
+
+
+def _common(several: Sequence[torch.Tensor]) -> int:
+    """How many ids all begin with; at least one is left to each."""
+    first = several[0]
+    shared = min(map(len, several)) - 1
+    for one in several[1:]:
+        differs = (one[:shared] != first[:shared]).nonzero()
+        shared = int(differs[0]) if len(differs) else shared
+    return shared
+
+
+def prefill(
+    adapter: Adapter, batch: Embedded, prefixes: Prefixes, cache: SharedCache, session: Session
+) -> torch.Tensor:
+    """Fill `cache` with `batch`: hidden states (B, tail, D) of the last tokens. `session` reads and edits as ever."""
+    width, tail = batch.mask.shape[1], prefixes.tail
+    device = batch.embeds.device
+    rows = torch.tensor(prefixes.leaders, device=device)
+    lengths = torch.tensor(prefixes.lengths, device=device)
+    padding = batch.mask.cumsum(-1).eq(0).sum(-1)
+    front = adapter.span(batch, rows, padding[rows], lengths)
+    asked, session.capture = session.capture, None
+    session.columns = front.columns
+    own = SharedCache(len(adapter.attention_layers))
+    adapter.decode(front, own)
+    # What edits keep is of the whole prompt.
+    session.restart()
+    session.capture = asked
+    longest = max(prefixes.lengths)
+    spans = []
+    for owner, before in zip(prefixes.owners, padding.tolist(), strict=True):
+        count = max(width - tail - before, 0)
+        spans.append((owner, longest - prefixes.lengths[owner], count))
+    cache.adopt(own, spans, width - tail)
+    every = torch.arange(len(batch.mask), device=device)
+    end = adapter.span(batch, every, torch.full_like(every, width - tail), torch.full_like(every, tail))
+    columns = batch.columns
+    session.columns = replace(Columns.of_sequence(columns.image, tail), instruction=columns.instruction)
+    return adapter.decode(replace(end, mask=batch.mask), cache)
