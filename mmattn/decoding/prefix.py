@@ -27,12 +27,14 @@ class Prefixes:
         leaders: for each prefix, a row that begins with it. lengths: its tokens.
         owners: for each row, the number of its prefix.
         tail: how many of its last tokens each row does itself.
+        sizes: tokens of each row, hidden ones included.
     """
 
     leaders: tuple[int, ...]
     lengths: tuple[int, ...]
     owners: tuple[int, ...]
     tail: int
+    sizes: tuple[int, ...]
 
 
 def plan(
@@ -75,7 +77,7 @@ def plan(
         leaders.append(max(members, key=lambda row: sizes[row]))
         for row in members:
             owners[row] = number
-    return Prefixes(tuple(leaders), tuple(length for _, length in chosen), tuple(owners), tail)
+    return Prefixes(tuple(leaders), tuple(length for _, length in chosen), tuple(owners), tail, tuple(sizes))
 
 
 def _common(several: Sequence[torch.Tensor]) -> int:
@@ -96,7 +98,7 @@ def prefill(
     device = batch.embeds.device
     rows = torch.tensor(prefixes.leaders, device=device)
     lengths = torch.tensor(prefixes.lengths, device=device)
-    padding = batch.mask.cumsum(-1).eq(0).sum(-1)
+    padding = width - torch.tensor(prefixes.sizes, device=device)
     front = adapter.span(batch, rows, padding[rows], lengths)
     asked, session.capture = session.capture, None
     session.columns = front.columns
