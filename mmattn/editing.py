@@ -83,7 +83,7 @@ class _Tracker:
             return
         ids = given["input_ids"] if given.get("input_ids") is not None else self._ids_of(given["inputs_embeds"])
         image = ids == self._adapter.image_token_id
-        cache = given.get("past_key_values")
+        cache = given.get("cache", given.get("past_key_values"))  # its name before transformers 5.24
         past = int(cache.get_seq_length()) if cache is not None else 0
         if not past:
             self._session.restart()

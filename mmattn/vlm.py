@@ -126,17 +126,22 @@ class VLM:
         if len(names) != len(samples):
             raise MmattnError(f"There are {len(names)} keys for {len(samples)} prompts", "Give one key per prompt.")
         shown = options.method.shown(self, samples, size)
-        requests = self._requests(shown, names, options.method, longest)
+        requests = self._requests(samples, shown, names, options.method, longest)
         return run(self.adapter, requests, options, size, on_done)
 
     def _requests(
-        self, samples: Sequence[Sample], names: Sequence[tuple[str, int]], method: Method, longest: int
+        self,
+        samples: Sequence[Sample],
+        shown: Sequence[Sample],
+        names: Sequence[tuple[str, int]],
+        method: Method,
+        longest: int,
     ) -> list[Request]:
-        """The samples, as every branch and probe of the method sees them, in tokens."""
+        """The samples, with what every branch and probe of the method sees of those that are `shown`, in tokens."""
         changes = [branch.sample for branch in method.branches()]
         probes = method.probes()
         changes += probes.values()
-        seen = [[one, *(change(one) if change else one for change in changes)] for one in samples]
+        seen = [[one, *(change(one) if change else one for change in changes)] for one in shown]
         prepared = iter(self.adapter.prepare([one for row in seen for one in row]))
         requests = []
         for sample, (key, repeat) in zip(samples, names, strict=True):

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import DynamicCache, StaticCache
 
 import mmattn
+from mmattn.adapters.cache import cache_argument
 from mmattn.attention import NAME, RowCapture
 from mmattn.attention.session import _SWITCHES
 from tests.tiny import tiny_llava
@@ -61,7 +62,7 @@ def test_captured_rows_equal_eager(kv_heads: int, padded: bool, cache: str, pict
     caches = {"none": None, "dynamic": DynamicCache(config=config), "static": StaticCache(config, max_cache_len=96)}
     capture = RowCapture(rows)
     with torch.inference_mode(), vlm.adapter.session(capture):
-        vlm.model(**inputs, past_key_values=caches[cache], use_cache=cache != "none")
+        vlm.model(**inputs, **{cache_argument(vlm.model): caches[cache]}, use_cache=cache != "none")
     for layer, full in enumerate(maps):
         for sample, wanted in enumerate(rows.tolist()):
             got = capture.weights[layer][sample]
@@ -83,9 +84,10 @@ def test_rows_of_a_cached_decode_step_equal_eager(pictures: list[Any]) -> None:
     head = {**inputs, "input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "position_ids": positions[:, :-1]}
     capture = RowCapture(torch.full((3, 1), -1))
     with torch.inference_mode():
-        vlm.model(**head, past_key_values=cache)
+        vlm.model(**head, **{cache_argument(vlm.model): cache})
         with vlm.adapter.session(capture):
-            vlm.model(input_ids=ids[:, -1:], attention_mask=mask, position_ids=positions[:, -1:], past_key_values=cache)
+            last = {"input_ids": ids[:, -1:], "attention_mask": mask, "position_ids": positions[:, -1:]}
+            vlm.model(**last, **{cache_argument(vlm.model): cache})
     for layer, full in enumerate(maps):
         torch.testing.assert_close(capture.weights[layer], full[:, :, -1:], atol=1e-6, rtol=0)
 

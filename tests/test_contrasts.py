@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import mmattn
 from mmattn.decoding import IAVA, ICD, M3ID, PAI, RBD, VCD, AvisC, Method
 from mmattn.decoding.iava import irrelevant
-from mmattn.decoding.sampling import sample_keys, stream
+from mmattn.decoding.sampling import stream
 from tests.oracle import Whole, full_matrix
 from tests.stock import eager_maps, inputs_of, is_t5
 from tests.test_families import PROMPTS
@@ -183,11 +183,11 @@ def avisc(method: AvisC, stock: Stock, answer: list[int]) -> NDArray[np.float64]
 
 def rbd(method: RBD, stock: Stock, answer: list[int]) -> NDArray[np.float64]:
     inputs = stock.inputs()
-    key, _ = sample_keys([mmattn.adapters.Sample((stock.picture,), stock.prompt)])[0]
     betas = 1 / (1 + np.exp(-np.linspace(-6, 6, 1000))) * (0.5e-2 - 1e-5) + 1e-5
     kept = np.prod(1 - betas[: method.noise_step + 1])
-    clean = stock.vlm.adapter.prepare([mmattn.adapters.Sample((stock.picture,), stock.prompt)])[0].pixels[0].values
-    eps = torch.randn(clean.shape, generator=stream(0, "branch noised picture", key))
+    sample = mmattn.adapters.Sample((stock.picture,), stock.prompt)
+    clean = stock.vlm.adapter.prepare([sample])[0].pixels[0].values
+    eps = torch.randn(clean.shape, generator=stream(0, "branch noised picture", sample.image_keys[0]))
     noised = (np.sqrt(kept) * clean + np.sqrt(1 - kept) * eps).view_as(inputs["pixel_values"]).float()
     looks = stock.looks(stock.prompt)
     hidden = np.argsort(looks)[: len(looks) - max(1, round(method.share * len(looks)))]

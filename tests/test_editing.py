@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 import mmattn
+from mmattn.adapters.cache import cache_argument
 from mmattn.attention import edit as edits
 from mmattn.attention import function
 from mmattn.decoding import VCD, Boost, resolve
@@ -227,9 +228,9 @@ def test_what_cannot_be_edited_is_told(vlm: mmattn.VLM, pictures: list[Any]) -> 
     with pytest.raises(MmattnError, match="vcd is more than an edit"), mmattn.edit(vlm.model, VCD()):
         pass
     with torch.no_grad():
-        begun = vlm.model(**inputs, use_cache=True).past_key_values
+        begun = vlm.model(**inputs, use_cache=True)[cache_argument(vlm.model)]
     with mmattn.edit(vlm.model, Boost(3)), pytest.raises(MmattnError, match="beginning of this generation"):
-        vlm.model(input_ids=torch.tensor([[50]]), past_key_values=begun)
+        vlm.model(input_ids=torch.tensor([[50]]), **{cache_argument(vlm.model): begun})
     embeds = vlm.model.get_input_embeddings()(inputs["input_ids"])
     with mmattn.edit(vlm.model, Boost(3)), pytest.raises(MmattnError, match="Pass input_ids"):
         vlm.model(inputs_embeds=embeds)

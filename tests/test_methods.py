@@ -164,7 +164,7 @@ def test_an_edit_joins_any_rule(vlm: mmattn.VLM, pictures: list[Any], name: str)
 def test_pure_edits_work_in_plain_transformers(vlm: mmattn.VLM) -> None:
     for name in NAMES:
         method = resolve(STRONG[name])
-        if method.rules or method.branches():
+        if method.rules or method.branches() or method.repaints:
             with pytest.raises(MmattnError, match="more than an edit"), mmattn.edit(vlm.model, method):
                 pass
         else:

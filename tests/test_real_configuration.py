@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 import mmattn
 from mmattn.adapters import Sample
+from mmattn.adapters.cache import cache_argument
 from mmattn.attention import RowCapture
 from tests.tiny import tiny_llava
 
@@ -44,7 +45,8 @@ def test_a_captured_prefill_of_the_7b_model_has_the_right_shapes() -> None:
         batch = vlm.adapter.embed(prepared, [features])
         cache = DynamicCache(config=model.config.text_config)
         # A mask's values are unknown on the meta device; without one, the decoder is causal.
-        hidden = vlm.adapter.decoder(inputs_embeds=batch.embeds, past_key_values=cache).last_hidden_state
+        decoder = vlm.adapter.decoder
+        hidden = decoder(inputs_embeds=batch.embeds, **{cache_argument(decoder): cache}).last_hidden_state
         assert vlm.adapter.logits(hidden[:, -1]).shape == (1, 32064)
     assert sorted(capture.weights) == list(range(32))
     assert {tuple(one.shape) for one in capture.weights.values()} == {(1, 32, 1, 576)}

@@ -10,7 +10,7 @@ import torch
 
 import mmattn
 from mmattn.decoding import VCD
-from mmattn.decoding.sampling import sample_keys, stream
+from mmattn.decoding.sampling import stream
 from mmattn.decoding.vcd import add_noise, schedule
 
 # t, abar, sqrt(abar), sqrt(1 - abar), as published
@@ -40,7 +40,7 @@ def test_noise_mixes_signal_and_normal_draws(step: int, signal: float, noise: fl
 def _oracle(vlm: mmattn.VLM, picture: Any, prompt: str, alpha: float, beta: float, step: int, tokens: int) -> list[int]:
     """Greedy VCD from the paper: two full forward passes per token, no cache, numpy for the rest."""
     inputs = dict(vlm.processor(images=picture, text=f"USER: <image>\n{prompt} ASSISTANT:", return_tensors="pt"))
-    key, _ = sample_keys([mmattn.adapters.Sample((picture,), prompt)])[0]
+    (key,) = mmattn.adapters.Sample((picture,), prompt).image_keys
     betas = 1 / (1 + np.exp(-np.linspace(-6, 6, 1000))) * (0.5e-2 - 1e-5) + 1e-5
     share = np.prod(1 - betas[: step + 1])
     clean = inputs["pixel_values"]
@@ -80,13 +80,14 @@ def test_noise_hangs_on_content_alone(vlm: mmattn.VLM, pictures: list[Any]) -> N
     assert len({one.token_ids for one in drawn}) > 1
 
 
-def test_every_picture_of_a_prompt_is_noised_differently(vlm: mmattn.VLM, pictures: list[Any]) -> None:
-    """Two equal pictures in one prompt must not share their noise, yet the plain branch encodes them once."""
+def test_noise_belongs_to_the_picture(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    """Whatever is asked about a picture, it is encoded twice: as it is, and noised."""
     seen: list[int] = []
     encode = vlm.adapter.encode
-    vlm.adapter.encode = lambda batch, shares: seen.append(len(batch)) or encode(batch, shares)  # type: ignore[method-assign, func-returns-value]
+    vlm.adapter.encode = lambda batch, shares=None: seen.append(len(batch)) or encode(batch, shares)  # type: ignore[method-assign, func-returns-value]
     try:
-        vlm.generate([[pictures[0], pictures[0]]], ["q"], method="vcd", max_new_tokens=1)
+        both = [[pictures[0], pictures[0]], pictures[0], pictures[1]]
+        vlm.generate(both, ["q", "what?", "q"], method="vcd", max_new_tokens=1)
     finally:
         del vlm.adapter.encode
-    assert seen == [1 + 2]
+    assert seen == [2 + 2]

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from mmattn.adapters.cache import SharedCache
+from mmattn.adapters.cache import SharedCache, cache_argument
 from mmattn.adapters.layout import ImageLayout, Layout, View
 from mmattn.adapters.sample import Sample
 from mmattn.adapters.text import FALLBACK_TEMPLATE, Tokenised, covering, image_starts, render, tokenise
@@ -356,8 +356,8 @@ class Adapter(ABC):
             inputs_embeds=batch.embeds,
             attention_mask=batch.mask,
             position_ids=batch.positions,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{cache_argument(self.decoder): cache},
             **batch.extra,
         ).last_hidden_state
         return hidden

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 # Room for new tokens is made in portions that grow with the cache, so that copying stays rare.
 PORTION = 64
+
+
+def cache_argument(decoder: nn.Module) -> str:
+    """What a decoder calls the cache that it is given: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(type(decoder).forward).parameters else "past_key_values"
 
 
 class SharedCache(Cache):  # type: ignore[misc]

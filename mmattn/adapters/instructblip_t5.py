@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from mmattn.adapters.base import Embedded, Prepared, left_pad
+from mmattn.adapters.cache import cache_argument
 from mmattn.adapters.instructblip import InstructBlipAdapter
 from mmattn.adapters.sample import Sample
 from mmattn.adapters.text import Tokenised
@@ -107,8 +108,8 @@ class InstructBlipT5Adapter(InstructBlipAdapter):
         hidden: torch.Tensor = self.decoder(
             inputs_embeds=batch.embeds,
             attention_mask=batch.mask,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{cache_argument(self.decoder): cache},
             **batch.extra,
         ).last_hidden_state
         return hidden

@@ -50,7 +50,8 @@ class Request:
     """A sample ready to decode.
 
     Attributes:
-        key: names its random streams.
+        sample: as the user gave it; noise hangs on its pictures, whatever the method makes of them.
+        key: names its random streams, those of its pictures aside.
         repeat: how many samples with this key stand before it; they draw other tokens, from the same scores.
         room: tokens that may be generated.
         others: the sample as each further branch of the method sees it; empty if it does not change for any.
@@ -239,15 +240,14 @@ def _branch_rows(request: Request, options: Options) -> Iterator[tuple[Prepared,
         if branch.pixels is None:
             yield prepared, prepared.pixels
             continue
-        yield prepared, tuple(_changed(one, branch.name, branch.pixels, options.seed) for one in prepared.pixels)
-
-
-def _changed(
-    one: Pixels, branch: str, change: Callable[[torch.Tensor, torch.Generator], torch.Tensor], seed: int
-) -> Pixels:
-    """Draws by the picture, not the prompt: questions about one picture go on sharing what they begin with."""
-    generator = stream(seed, f"branch {branch}", one.key)
-    return replace(one, key=f"{one.key} {branch} {seed}", values=change(one.values, generator))
+        # Draws by the picture, not the prompt: questions about one picture go on sharing what they begin with.
+        names = request.sample.image_keys or tuple(one.key for one in prepared.pixels)
+        changed = []
+        for one, name in zip(prepared.pixels, names, strict=True):
+            generator = stream(options.seed, f"branch {branch.name}", name)
+            key = f"{one.key} {branch.name} {options.seed} {name}"
+            changed.append(replace(one, key=key, values=branch.pixels(one.values, generator)))
+        yield prepared, tuple(changed)
 
 
 def _loop(

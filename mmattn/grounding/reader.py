@@ -98,7 +98,9 @@ class Reader:
 
     def _prefill(self, prepared: Prepared, length: int) -> DynamicCache:
         """Keys and values of the first `length` tokens."""
-        layout = replace(prepared.layout, length=length, prompt_length=length)
+        said = prepared.layout.instruction
+        said = range(min(said.start, length), min(said.stop, length))
+        layout = replace(prepared.layout, length=length, prompt_length=length, instruction=said)
         start = replace(prepared, ids=prepared.ids[:length], layout=layout)
         cache = DynamicCache(config=self.adapter.decoder.config)
         with torch.inference_mode():

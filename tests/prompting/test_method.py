@@ -41,10 +41,17 @@ def test_answers_are_those_of_prompted_pictures(
 
 def test_it_goes_with_other_methods(vlm: mmattn.VLM, pictures: list[Any]) -> None:
     dimmed = [attention_prompt(one, text, LvlmScorer(vlm)) for one, text in zip(pictures, PROMPTS, strict=True)]
-    for other in ("boost(strength=4)", "vcd(alpha=3, beta=0)"):
-        keys = [f"{index}" for index in range(5)]  # VCD's noise is drawn by content, which differs
-        joined = vlm.generate(pictures, PROMPTS, method=f"api+{other}", keys=keys, **SETTINGS)
-        assert _tokens(joined) == _tokens(vlm.generate(dimmed, PROMPTS, method=other, keys=keys, **SETTINGS))
+    for other in ("boost(strength=4)", "m3id(rate=0.9, alpha=1.0)"):
+        joined = vlm.generate(pictures, PROMPTS, method=f"api+{other}", **SETTINGS)
+        assert _tokens(joined) == _tokens(vlm.generate(dimmed, PROMPTS, method=other, **SETTINGS))
+
+
+def test_noise_hangs_on_the_original_picture(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    """However the last bits of a dimmed picture fall out."""
+    both = {"method": "api+vcd(alpha=3, beta=0)", **SETTINGS}
+    joined = vlm.generate(pictures, PROMPTS, **both)
+    assert joined == vlm.generate(pictures, PROMPTS, batch_size=1, **both)
+    assert joined != vlm.generate(pictures, PROMPTS, method="vcd(alpha=3, beta=0)", **SETTINGS)
 
 
 def test_random_draws_hang_on_the_original_picture(vlm: mmattn.VLM, pictures: list[Any]) -> None:
