@@ -22,7 +22,7 @@ from mmattn.decoding import resolve
 from mmattn.decoding.engine import Options, Request, run
 from mmattn.decoding.fast import LANES
 from mmattn.decoding.sampling import Sampling
-from mmattn.eval.provenance import provenance
+from mmattn.eval.provenance import commit, versions
 
 
 def asked(adapter: Adapter, pixels: Pixels, pictures: int, questions: int) -> list[Request]:
@@ -86,7 +86,7 @@ def main(
 
 
 def _origin() -> dict[str, Any]:
-    return {"origin": provenance()}
+    return {"commit": commit(), "versions": versions()}
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_logits_equal_the_edited_full_matrix(
     with mmattn.edit(family.model, Boost(3)):
         torch.testing.assert_close(_logits(family, inputs), expected, atol=1e-4, rtol=1e-4)
     assert (expected - plain).abs().max() > 1e-2
-    monkeypatch.setattr(function, "CHUNK", 2)
+    monkeypatch.setattr(function, "PORTION", 1)  # row by row
     with mmattn.edit(family.model, "boost(strength=3)"):
         torch.testing.assert_close(_logits(family, inputs), expected, atol=1e-4, rtol=1e-4)
 

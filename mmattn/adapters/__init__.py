@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from mmattn.adapters.base import Adapter, Embedded, Pixels, Prepared, Shares
+from mmattn.adapters.base import Adapter, Added, Embedded, Pixels, Prepared, Shares
 from mmattn.adapters.cache import SharedCache
 from mmattn.adapters.instructblip import InstructBlipAdapter
 from mmattn.adapters.layout import Affine, ImageLayout, Layout, View
@@ -21,6 +21,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (LlavaAdapter, LlavaNextAdapter, InstructB
 __all__ = [
     "ADAPTERS",
     "Adapter",
+    "Added",
     "Affine",
     "Embedded",
     "ImageLayout",

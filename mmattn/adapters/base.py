@@ -20,6 +20,8 @@ from mmattn.adapters.text import FALLBACK_TEMPLATE, Tokenised, covering, image_s
 from mmattn.attention import Columns, Edit, RowCapture, Session
 from mmattn.errors import MmattnError
 
+# What joins the hidden states (B T, D) after a layer: rows of them, and values.
+Added = dict[int, tuple[torch.Tensor, torch.Tensor]]
 # What each image token of a picture is made of, (image tokens, cells), by the picture's key.
 Shares = dict[str, torch.Tensor]
 
@@ -315,6 +317,10 @@ class Adapter(ABC):
 
     def prefill_extra(self, features: Sequence[torch.Tensor], places: torch.Tensor) -> dict[str, Any]:  # noqa: ARG002
         """What else the decoder's prefill needs, from the pictures' features and their places (B, T)."""
+        return {}
+
+    def added(self, extra: dict[str, Any]) -> Added:  # noqa: ARG002
+        """What `extra` adds to the hidden states on their way through the decoder."""
         return {}
 
     def span(self, batch: Embedded, rows: torch.Tensor, begins: torch.Tensor, lengths: torch.Tensor) -> Embedded:

@@ -57,6 +57,16 @@ class SharedCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             layer.begin(like, width)
 
+    def extend(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Room for tokens of the shape of `like` (B, G, T, D), counted as given: keys and values (L, B, G, capacity, D)
+        whose next T tokens the caller fills.
+        """
+        begin = self.get_seq_length()
+        self._store.reserve(like, begin, begin + like.shape[2])
+        for layer in self.layers:
+            layer.begin(like, begin + like.shape[2])
+        return self._store.keys, self._store.values
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Go on with these rows of the batch."""
         self._store.keys, self._store.values = (

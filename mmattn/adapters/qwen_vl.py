@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mmattn.adapters.base import Adapter, Pixels, Prepared, Shares
+from mmattn.adapters.base import Adapter, Added, Pixels, Prepared, Shares
 from mmattn.adapters.layout import Affine, View
 
 
@@ -60,6 +60,12 @@ class QwenVLAdapter(Adapter):
             return {}
         deeper = torch.split(torch.cat(list(features)), width, dim=-1)[1:]
         return {"visual_pos_masks": places, "deepstack_visual_embeds": list(deeper)}
+
+    def added(self, extra: dict[str, Any]) -> Added:
+        if not extra:
+            return {}
+        rows = extra["visual_pos_masks"].flatten().nonzero()[:, 0]
+        return {layer: (rows, one) for layer, one in enumerate(extra["deepstack_visual_embeds"])}
 
     def span_extra(
         self, extra: dict[str, Any], rows: torch.Tensor, index: torch.Tensor, inside: torch.Tensor

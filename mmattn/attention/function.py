@@ -18,8 +18,8 @@ from mmattn.attention.edit import Columns, Edit, Site
 from mmattn.attention.rows import Call
 from mmattn.attention.session import NAME, Session, active
 
-# Rows that are edited at once in a prefill: bounds the memory, not the result.
-CHUNK = 64
+# Bytes of one tensor of weights whose rows are edited at once in a prefill: bounds the memory, not the result.
+PORTION = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,9 @@ def _edited(output: torch.Tensor, call: Call, work: Work) -> torch.Tensor:
         if all(job.edit.last_row for job in rewriting if job.columns is columns):
             rows = torch.full_like(rows[:, :1], length - 1)
             valid = columns.eligible(rows)
-        for start in range(0, rows.shape[1], CHUNK):
-            part, mine = rows[:, start : start + CHUNK], valid[:, start : start + CHUNK]
+        portion = max(PORTION // (4 * call.query.shape[0] * call.query.shape[1] * call.key.shape[2]), 1)
+        for start in range(0, rows.shape[1], portion):
+            part, mine = rows[:, start : start + portion], valid[:, start : start + portion]
             weights = _weights(call, part, rewriting)
             if length > 1:  # padding sees nothing: its weights are no numbers
                 mine = mine & ~weights[:, 0].isnan().all(-1)
@@ -138,10 +139,12 @@ def _weights(call: Call, rows: torch.Tensor, work: Work) -> torch.Tensor:
 def rewritten(scores: torch.Tensor, work: Sequence[tuple[Edit, Site, torch.Tensor]]) -> torch.Tensor:
     """Weights (B, H, R, S) from `scores` of that shape after all edits, each where its (B, 1, R, 1) bool allows."""
     for edit, site, where in work:
-        scores = torch.where(where, edit.scores(scores, site), scores)
+        if type(edit).scores is not Edit.scores:
+            scores = torch.where(where, edit.scores(scores, site), scores)
     weights = scores.softmax(-1)
     for edit, site, where in work:
-        weights = torch.where(where, edit.weights(weights, site), weights)
+        if type(edit).weights is not Edit.weights:
+            weights = torch.where(where, edit.weights(weights, site), weights)
     return weights
 
 

@@ -96,6 +96,11 @@ class Session:
                 found.append((edit, site, self.columns))
         return found
 
+    def enters(self, layer: int, states: torch.Tensor) -> None:
+        """Tell what (B, T, D) enters `layer`, where no module is called that could be watched."""
+        if self._blocks:
+            self._states = {layer: states}
+
     def layer_of(self, module: nn.Module) -> int | None:
         return self._layer_of.get(id(module))
 
@@ -125,8 +130,7 @@ class Session:
             return
         cross = self.columns is not None and self.columns.cross
         # A T5 block takes its encoder's output as the fourth argument.
-        states = inputs[3] if cross else inputs[0] if inputs else given["hidden_states"]
-        self._states = {layer: states}
+        self.enters(layer, inputs[3] if cross else inputs[0] if inputs else given["hidden_states"])
 
 
 def own(hook: Any) -> bool:

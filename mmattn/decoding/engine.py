@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -17,7 +18,7 @@ from mmattn.attention import RowCapture, Session, active
 from mmattn.decoding.fast import LANES, Rules, Size
 from mmattn.decoding.features import Features
 from mmattn.decoding.method import Method
-from mmattn.decoding.prefix import Prefixes, plan, prefill
+from mmattn.decoding.prefix import Decode, Prefixes, plan, prefill
 from mmattn.decoding.progress import Progress
 from mmattn.decoding.recorder import Capture, Recorder
 from mmattn.decoding.sampling import Sampling, stream
@@ -268,12 +269,8 @@ def _loop(
     # Rows that end with the prefill have no place in a lane.
     cache = lane.cache(len(batch.mask)) if lane and branches == lane.branches else adapter.new_cache()
     for step in range(max(rooms)):
-        session.columns = batch.columns
-        if recorder:
-            recorder.before(session, step, cache)
-        hidden = _call(adapter, batch, cache, session, None if step else prefixes)
-        if recorder:
-            recorder.after(session, step, cache)
+        decode = _prefill(adapter, session, prefixes, lane) if step == 0 else partial(_plain, adapter)
+        hidden = _recorded(decode, batch, cache, session, recorder, step)
         if step == 0:
             kept = _decoded(options.method, len(requests), hidden.device)
             if kept is not None:
@@ -302,11 +299,38 @@ def _loop(
     return tokens
 
 
-def _call(adapter: Adapter, batch: Embedded, cache: Cache, session: Session, prefixes: Prefixes | None) -> torch.Tensor:
-    """Hidden states (B K, D) of the last tokens."""
-    if prefixes is not None and isinstance(cache, SharedCache):
-        return prefill(adapter, batch, prefixes, cache, session)[:, -1]
+def _recorded(
+    decode: Decode, batch: Embedded, cache: Cache, session: Session, recorder: Recorder | None, step: int
+) -> torch.Tensor:
+    """One decoder call, its rows kept where they are wanted."""
+    session.columns = batch.columns
+    if recorder:
+        recorder.before(session, step, cache)
+    hidden = decode(batch, cache)
+    if recorder:
+        recorder.after(session, step, cache)
+    return hidden
+
+
+def _plain(adapter: Adapter, batch: Embedded, cache: Cache) -> torch.Tensor:
+    """By the model's own modules."""
     return adapter.decode(batch, cache)[:, -1]
+
+
+def _prefill(adapter: Adapter, session: Session, prefixes: Prefixes | None, lane: Lane | None) -> Decode:
+    """The first call: in a lane's way where there is one, and of what prompts begin with once."""
+
+    def decode(batch: Embedded, cache: Cache) -> torch.Tensor:
+        if lane is not None and isinstance(cache, SharedCache):
+            return lane.prefill(adapter, batch, cache, session)
+        return _plain(adapter, batch, cache)
+
+    def shared(batch: Embedded, cache: Cache) -> torch.Tensor:
+        if prefixes is None or not isinstance(cache, SharedCache):
+            return decode(batch, cache)
+        return prefill(adapter, batch, prefixes, cache, session, decode)
+
+    return shared
 
 
 def _lane(

@@ -7,14 +7,17 @@ many these are is the same for all rows, so that the rest of the way is that of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from transformers.cache_utils import Cache
 
 from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, SharedCache
 from mmattn.attention import Columns, Edit, Session
 
+# One decoder call: hidden states (B, D) of the last tokens; the cache grows.
+Decode = Callable[[Embedded, Cache], torch.Tensor]
 # Two calls in place of one must save at least this share of the tokens.
 SAVING = 0.25
 
@@ -91,9 +94,12 @@ def _common(several: Sequence[torch.Tensor]) -> int:
 
 
 def prefill(
-    adapter: Adapter, batch: Embedded, prefixes: Prefixes, cache: SharedCache, session: Session
+    adapter: Adapter, batch: Embedded, prefixes: Prefixes, cache: SharedCache, session: Session, decode: Decode
 ) -> torch.Tensor:
-    """Fill `cache` with `batch`: hidden states (B, tail, D) of the last tokens. `session` reads and edits as ever."""
+    """Fill `cache` with `batch` by two calls of `decode`: hidden states (B, D) of the last tokens.
+
+    `session` reads and edits as ever.
+    """
     width, tail = batch.mask.shape[1], prefixes.tail
     device = batch.embeds.device
     rows = torch.tensor(prefixes.leaders, device=device)
@@ -103,7 +109,7 @@ def prefill(
     asked, session.capture = session.capture, None
     session.columns = front.columns
     own = SharedCache(len(adapter.attention_layers))
-    adapter.decode(front, own)
+    decode(front, own)
     # What edits keep is of the whole prompt.
     session.restart()
     session.capture = asked
@@ -117,4 +123,4 @@ def prefill(
     end = adapter.span(batch, every, torch.full_like(every, width - tail), torch.full_like(every, tail))
     columns = batch.columns
     session.columns = replace(Columns.of_sequence(columns.image, tail), instruction=columns.instruction)
-    return adapter.decode(replace(end, mask=batch.mask), cache)
+    return decode(replace(end, mask=batch.mask), cache)

@@ -237,10 +237,12 @@ def rotate_and_store(
     sines,
     query_gain,  # (D,) with QK_NORM
     key_gain,
-    keys,  # (M, G, C, D)
+    keys,  # (M / T, G, C, D)
     values,
     positions,  # (M,) int32
-    length,  # () int32: where the new token goes
+    length,  # () int32: where the first new token goes
+    M,
+    T,  # new tokens of each sequence, which follow each other as rows
     H: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -248,41 +250,43 @@ def rotate_and_store(
     EPS: tl.constexpr,
     QK_NORM: tl.constexpr,
     BLOCK_D: tl.constexpr,  # at least D / 2
+    BLOCK_M: tl.constexpr,
 ):
-    """Rotary embedding of query and key, and the new key and value into the cache; a program per row and head."""
-    row = tl.program_id(0)
+    """Rotary embedding of query and key, and new keys and values into the cache; a program per rows and head."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     head = tl.program_id(1)
-    here = qkv + row * (H + 2 * G) * D + head * D
     half: tl.constexpr = D // 2
-    d = tl.arange(0, BLOCK_D)
-    inside = d < half
-    low = tl.load(here + d, mask=inside, other=0.0).to(tl.float32)
-    high = tl.load(here + half + d, mask=inside, other=0.0).to(tl.float32)
-    slot = tl.load(length)
+    d = tl.arange(0, BLOCK_D)[None, :]
+    inside = (d < half) & (row[:, None] < M)
+    here = qkv + row[:, None].to(tl.int64) * (H + 2 * G) * D + head * D + d
+    low = tl.load(here, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(here + half, mask=inside, other=0.0).to(tl.float32)
+    sequence = (row // T).to(tl.int64)
+    slot = tl.load(length) + row % T
     if head >= H + G:
-        there = values + ((row * G + head - H - G).to(tl.int64) * C + slot) * D
-        tl.store(there + d, low.to(values.dtype.element_ty), mask=inside)
-        tl.store(there + half + d, high.to(values.dtype.element_ty), mask=inside)
+        there = values + ((sequence * G + head - H - G) * C + slot)[:, None] * D + d
+        tl.store(there, low.to(values.dtype.element_ty), mask=inside)
+        tl.store(there + half, high.to(values.dtype.element_ty), mask=inside)
     else:
         if QK_NORM:
-            factor = tl.rsqrt((tl.sum(low * low) + tl.sum(high * high)) / D + EPS)
+            factor = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / D + EPS)[:, None]
             gain = query_gain
             if head >= H:
                 gain = key_gain
-            low *= factor * tl.load(gain + d, mask=inside, other=0.0).to(tl.float32)
-            high *= factor * tl.load(gain + half + d, mask=inside, other=0.0).to(tl.float32)
-        at = tl.load(positions + row) * D + d
+            low *= factor * tl.load(gain + d, mask=d < half, other=0.0).to(tl.float32)
+            high *= factor * tl.load(gain + half + d, mask=d < half, other=0.0).to(tl.float32)
+        at = tl.load(positions + row, mask=row < M, other=0)[:, None] * D + d
         new_low = low * tl.load(cosines + at, mask=inside, other=0.0).to(tl.float32)
         new_low -= high * tl.load(sines + at, mask=inside, other=0.0).to(tl.float32)
         new_high = high * tl.load(cosines + at + half, mask=inside, other=0.0).to(tl.float32)
         new_high += low * tl.load(sines + at + half, mask=inside, other=0.0).to(tl.float32)
         if head < H:
-            tl.store(here + d, new_low.to(qkv.dtype.element_ty), mask=inside)
-            tl.store(here + half + d, new_high.to(qkv.dtype.element_ty), mask=inside)
+            tl.store(here, new_low.to(qkv.dtype.element_ty), mask=inside)
+            tl.store(here + half, new_high.to(qkv.dtype.element_ty), mask=inside)
         else:
-            there = keys + ((row * G + head - H).to(tl.int64) * C + slot) * D
-            tl.store(there + d, new_low.to(keys.dtype.element_ty), mask=inside)
-            tl.store(there + half + d, new_high.to(keys.dtype.element_ty), mask=inside)
+            there = keys + ((sequence * G + head - H) * C + slot)[:, None] * D + d
+            tl.store(there, new_low.to(keys.dtype.element_ty), mask=inside)
+            tl.store(there + half, new_high.to(keys.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 
 from mmattn.adapters import Adapter, Embedded, SharedCache
+from mmattn.attention import Session
 from mmattn.decoding.fast.parts import DecoderParts
 from mmattn.decoding.fast.pool import COLUMNS, SLOTS, Rules, Size
+from mmattn.decoding.fast.prefill import prefill
 from mmattn.decoding.fast.rewriting import Memory, Rewriting
 from mmattn.decoding.fast.step import DecodeStep
 from mmattn.decoding.progress import Progress
@@ -85,6 +87,10 @@ class Lane:
         """Take over what a prefill in another cache left."""
         for mine, theirs in ((self._keys, cache.keys), (self._values, cache.values)):
             mine[:, : theirs.shape[1], :, : theirs.shape[3]] = theirs
+
+    def prefill(self, adapter: Adapter, batch: Embedded, cache: SharedCache, session: Session) -> torch.Tensor:
+        """`Adapter.decode` on prompts: hidden states (rows, D) of their last tokens."""
+        return prefill(self._parts, adapter.attention_layers, batch, adapter.added(batch.extra), cache, session)
 
     def padded(self, logits: torch.Tensor) -> torch.Tensor:
         """Scores (B, K, V) of the prefill with rows for samples that are not there."""

@@ -166,9 +166,9 @@ class DecodeStep:
         gains = (layer.query_gain, layer.key_gain)
         kernels.rotate_and_store[(self.rows, parts.heads + 2 * parts.groups)](
             self._qkv, self._cosines, self._sines, *(self._none if one is None else one for one in gains), keys, values,
-            self.positions, self.length,
+            self.positions, self.length, self.rows, 1,
             H=parts.heads, G=parts.groups, D=parts.dim, C=self.slots, EPS=parts.eps, QK_NORM=gains[0] is not None,
-            BLOCK_D=triton.next_power_of_2(parts.dim // 2), num_warps=1,
+            BLOCK_D=triton.next_power_of_2(parts.dim // 2), BLOCK_M=1, num_warps=1,
         )  # fmt: skip
         place = self._place.get(index)
         if index not in self.rewritten:
