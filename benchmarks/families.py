@@ -1,74 +1,30 @@
 """Each family at full size with random weights on one GPU: prefill, time per step and memory, with and without capture.
 
-    python -m benchmarks.families --out families.json [--only llava-1.5-7b] [--tiny]
+    python -m benchmarks.families --out families.json [--only llava-1.5-7b,qwen2.5-vl-7b] [--tiny]
 
-The configurations are those of the published checkpoints; speed and memory do not depend on the weights. Both sides
-of a ratio are measured in one process, alternating.
+The configurations are those of the published checkpoints; speed and memory do not depend on the weights. What is
+compared is measured in one process, in turns. Also how many bf16 tokens agree between a batch and one by one.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
-import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-import transformers
+import typer
 
-from mmattn.adapters import ADAPTERS, Adapter, Pixels, Sample
-from mmattn.bench.shapes import MODELS, build, prompt
+from mmattn.adapters import Adapter, Pixels, Sample
+from mmattn.bench import MODELS, build, measure
+from mmattn.bench.shapes import prompt
+from mmattn.decoding import resolve, split_methods
 from mmattn.decoding.engine import Options, Request, run
 from mmattn.decoding.method import Method
-from mmattn.decoding.recorder import Capture
 from mmattn.decoding.sampling import Sampling
-
-
-def measure(adapter: Adapter, pixels: Pixels, batch: int, steps: int, repeats: int) -> dict[str, Any]:
-    """Medians over `repeats` of each figure; plain and capturing runs alternate."""
-    prepared = [prompt(adapter, pixels, seed) for seed in range(batch)]
-    depth = len(adapter.attention_layers)
-    everything = Capture().resolved(depth, adapter.model.config.get_text_config().num_attention_heads)
-    first = Capture(tokens=(0,)).resolved(depth, 10**6)
-    kinds = {"plain": None, "last prompt row": first, "every step": everything, "every step, kept on the GPU": None}
-    kinds["every step, kept on the GPU"] = Capture(device=None).resolved(depth, 10**6)
-
-    def once(capture: Capture | None, tokens: int) -> tuple[float, int]:
-        requests = [Request(Sample((), "-"), one, str(index), 0, tokens) for index, one in enumerate(prepared)]
-        options = Options(Method(), Sampling(), frozenset(), 0, capture)
-        cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        run(adapter, requests, options, batch)
-        if cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - start, torch.cuda.max_memory_allocated() if cuda else 0
-
-    seen: dict[str, list[tuple[float, float, int]]] = {name: [] for name in kinds}
-    for capture in kinds.values():
-        once(capture, 4)
-    for _ in range(repeats):
-        for name, capture in kinds.items():
-            short, _ = once(capture, 1)
-            long, peak = once(capture, 1 + steps)
-            seen[name].append((short, (long - short) / steps, peak))
-    figures: dict[str, Any] = {}
-    for name, rows in seen.items():
-        figures[name] = {
-            "prefill_ms": round(1000 * statistics.median(row[0] for row in rows), 2),
-            "step_ms": round(1000 * statistics.median(row[1] for row in rows), 3),
-            "peak_gib": round(max(row[2] for row in rows) / 2**30, 3),
-        }
-    plain = figures["plain"]
-    for one in figures.values():
-        one["prefill_ratio"] = round(one["prefill_ms"] / plain["prefill_ms"], 3)
-        one["step_ratio"] = round(one["step_ms"] / plain["step_ms"], 3)
-        one["extra_mib"] = round(1024 * (one["peak_gib"] - plain["peak_gib"]), 1)
-    return {"tokens": len(prepared[0].ids), "image_tokens": len(prepared[0].layout.image_tokens), "figures": figures}
+from mmattn.eval.provenance import commit, versions
 
 
 def ties(adapter: Adapter, pixels: Pixels, batch: int, steps: int) -> dict[str, Any]:
@@ -85,34 +41,42 @@ def ties(adapter: Adapter, pixels: Pixels, batch: int, steps: int) -> dict[str, 
     return {"samples": batch, "tokens_each": steps, "equal_samples": equal, "tokens_before_a_difference": agree}
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true")
-    args = parser.parse_args()
+def main(
+    out: Annotated[Path, typer.Option()],
+    only: str = ",".join(MODELS),
+    methods: str = "greedy",
+    batch_sizes: str = "8",
+    steps: int = 32,
+    repeats: int = 2,
+    tiny: bool = False,
+) -> None:
+    """Measure, and write the figures after each model."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__,
-        "transformers": transformers.__version__, "batch": args.batch, "steps": args.steps, "repeats": args.repeats,
-        "dtype": "bfloat16", "families": [kind.family for kind in ADAPTERS], "models": {},
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "dtype": "bfloat16", "steps": steps,
+        "repeats": repeats, "commit": commit(), "versions": versions(), "models": {},
     }  # fmt: skip
-    for name in args.only:
+    chosen, sizes = [resolve(one) for one in split_methods(methods)], [int(one) for one in batch_sizes.split(",")]
+    for name in only.split(","):
         start = time.perf_counter()
-        adapter, pixels = build(name, device, args.tiny)
-        report["models"][name] = measure(adapter, pixels, args.batch, args.steps, args.repeats)
-        report["models"][name]["ties"] = ties(adapter, pixels, args.batch, args.steps)
-        report["models"][name]["seconds"] = round(time.perf_counter() - start, 1)
-        print(name, json.dumps(report["models"][name]), flush=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")  # whatever comes next, this one is kept
+        adapter, pixels = build(name, device, tiny)
+        one = prompt(adapter, pixels, 0)
+        figures = measure(adapter, pixels, chosen, sizes, steps=steps, repeats=repeats, capture=True)
+        report["models"][name] = {
+            "tokens": len(one.ids),
+            "image_tokens": len(one.layout.image_tokens),
+            "figures": [dataclasses.asdict(each) for each in figures],
+            "ties": ties(adapter, pixels, max(sizes), steps),
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        for each in figures:
+            print(name, each, flush=True)
+        print(name, report["models"][name]["ties"], report["models"][name]["seconds"], flush=True)
+        out.write_text(json.dumps(report, indent=1) + "\n")  # whatever comes next, this one is kept
         del adapter
         if device == "cuda":
             torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,6 +1,7 @@
 """Time per step, prefill and memory of decoding, next to plain `hf_model.generate` in the same process.
 
-Figures are medians; everything that is compared runs in turns, so that a slow moment of the machine hits all alike.
+Figures are medians. Small batches run in turns, so that a slow moment of the machine hits all alike; of large ones, one
+kind at a time has its cache on the device.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,14 @@ from transformers.cache_utils import DynamicCache
 from mmattn.adapters import Adapter, Pixels, Sample
 from mmattn.bench.shapes import prompt
 from mmattn.decoding.engine import Options, Request, run
+from mmattn.decoding.fast import LANES
 from mmattn.decoding.features import Features
 from mmattn.decoding.method import Method, plausible
 from mmattn.decoding.recorder import Capture
 from mmattn.decoding.sampling import Sampling
 
+# Samples up to which all kinds fit onto the device together.
+TOGETHER = 8
 # What the memory of a GPU can deliver, by name, in bytes per second (vendor's figures); others have no floor.
 BANDWIDTH = {"H200": 4.8e12, "H100 NVL": 3.9e12, "H100 PCIe": 2.0e12, "H100": 3.35e12, "A100": 2.0e12, "L40S": 0.864e12}
 
@@ -83,9 +87,8 @@ def measure(
             for kept in (None, Capture(device=None).resolved(depth, heads)) if capture else (None,):
                 name = method.label + (", rows kept" if kept else "")
                 plans[name] = (_ours(adapter, prepared, method, kept, fast), 1 + len(method.branches()))
-        for name, (short, long, peak) in _timed(
-            {name: one for name, (one, _) in plans.items()}, steps, repeats
-        ).items():
+        works = {name: one for name, (one, _) in plans.items()}
+        for name, (short, long, peak) in _timed(adapter, works, steps, repeats, together=batch <= TOGETHER):
             branches = plans[name][1]
             step = (long - short) / steps
             width = len(prepared[0].ids) + steps // 2
@@ -95,27 +98,40 @@ def measure(
             gib = None if peak is None else round(peak / 2**30, 3)
             found.append(Figures(name, batch, branches, prefill, round(1000 * step, 4), speed, gib, floor))
             on_figures(found[-1])
-        _forget(adapter)
     return found
 
 
 def _timed(
-    plans: dict[str, Callable[[int], Any]], steps: int, repeats: int
-) -> dict[str, tuple[float, float, int | None]]:
-    """Medians of the seconds for 1 and for 1 + `steps` tokens, and the memory peak, of every plan, in turns."""
-    seen: dict[str, list[tuple[float, float, int | None]]] = {name: [] for name in plans}
+    adapter: Adapter, plans: dict[str, Callable[[int], Any]], steps: int, repeats: int, *, together: bool
+) -> Iterator[tuple[str, tuple[float, float, int | None]]]:
+    """Medians of the seconds for 1 and for 1 + `steps` tokens, and the memory peak alone, of every plan.
+
+    `together`: in turns, each plan's buffers kept while the others run; else one plan after the other.
+    """
+    rounds = [plans] if together else [{name: plan} for name, plan in plans.items()]
+    before, LANES.room = LANES.room, len(plans)
+    try:
+        for some in rounds:
+            peaks = {}
+            for name, plan in some.items():
+                _forget(adapter)
+                _, peaks[name] = _once(lambda plan=plan: plan(1 + steps))  # type: ignore[misc]
+            for name, (short, long) in _in_turns(some, steps, repeats).items():
+                yield name, (short, long, peaks[name])
+            _forget(adapter)
+    finally:
+        LANES.room = before
+
+
+def _in_turns(plans: dict[str, Callable[[int], Any]], steps: int, repeats: int) -> dict[str, tuple[float, float]]:
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in plans}
     for turn in range(repeats + 1):
         for name, plan in plans.items():
-            short, _ = _once(lambda plan=plan: plan(1))  # type: ignore[misc]
-            long, peak = _once(lambda plan=plan: plan(1 + steps))  # type: ignore[misc]
+            short, long = (_once(lambda plan=plan, tokens=tokens: plan(tokens))[0] for tokens in (1, 1 + steps))  # type: ignore[misc]
             if turn:  # the first one compiles and warms up
-                seen[name].append((short, long, peak))
+                seen[name].append((short, long))
     return {
-        name: (
-            statistics.median(row[0] for row in rows),
-            statistics.median(row[1] for row in rows),
-            max((row[2] for row in rows if row[2] is not None), default=None),
-        )
+        name: (statistics.median(short for short, _ in rows), statistics.median(long for _, long in rows))
         for name, rows in seen.items()
     }
 
@@ -182,7 +198,8 @@ def _stock_contrast(adapter: Adapter, prepared: Sequence[Any]) -> Callable[[int]
         batches = [first, first]
         for _ in range(tokens):
             plain, other = (
-                adapter.logits(adapter.decode(batch, cache)[:, -1]) for batch, cache in zip(batches, caches, strict=True)
+                adapter.logits(adapter.decode(batch, cache)[:, -1])
+                for batch, cache in zip(batches, caches, strict=True)
             )
             chosen = (2 * plain - other).masked_fill(~plausible(plain, 0.1), -torch.inf).argmax(-1)
             batches = [adapter.follow(batch, chosen) for batch in batches]
@@ -209,8 +226,6 @@ def _floor(adapter: Adapter, rows: int, width: int) -> float | None:
 
 def _forget(adapter: Adapter) -> None:
     """Free what a batch size held before the next one is measured."""
-    from mmattn.decoding.fast import LANES
-
     LANES.clear(adapter)
     gc.collect()
     if torch.cuda.is_available():

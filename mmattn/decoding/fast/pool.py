@@ -18,10 +18,6 @@ from mmattn.decoding.sampling import Sampling
 if TYPE_CHECKING:
     from mmattn.decoding.fast.lane import Lane
 
-# Lanes that a model keeps; each holds a cache of its own.
-KEPT = 2
-
-
 # A lane serves whatever fits into it, so its numbers of slots, steps and columns are multiples of these.
 SLOTS, STEPS, COLUMNS = 256, 64, 64
 
@@ -73,9 +69,14 @@ class Rules:
 
 
 class Lanes:
-    """The lanes of each model; a batch takes one out while it uses it, so that threads do not meet."""
+    """The lanes of each model; a batch takes one out while it uses it, so that threads do not meet.
 
-    def __init__(self) -> None:
+    Attributes:
+        room: lanes that a model keeps; each holds a cache of its own.
+    """
+
+    def __init__(self, room: int = 2) -> None:
+        self.room = room
         self._kept: weakref.WeakKeyDictionary[torch.nn.Module, list[Lane]] = weakref.WeakKeyDictionary()
         self._refused: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
@@ -93,7 +94,7 @@ class Lanes:
             from mmattn.decoding.fast.lane import Lane
 
             parts = take_apart(adapter)
-            del kept[KEPT - 1 :]
+            del kept[self.room - 1 :]
             return Lane(adapter, parts, rules, size)
         except torch.cuda.OutOfMemoryError:
             kept.clear()
@@ -108,7 +109,7 @@ class Lanes:
         """Put a lane back, in front."""
         kept = self._kept.setdefault(adapter.model, [])
         kept.insert(0, lane)
-        del kept[KEPT:]
+        del kept[self.room :]
 
     def clear(self, adapter: Adapter) -> None:
         """Free what the lanes of a model hold."""
