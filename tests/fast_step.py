@@ -22,10 +22,11 @@ from tests.test_methods import STRONG
 from tests.tiny import FAMILIES
 
 STEPS = 1
-# Edits that remember the prefill, change heads' output or part of the branches, and tokens that a branch must not see.
+# Edits that remember the prefill, change heads' output or part of the branches, tokens that a branch must not see, and
+# early layers.
 FULL = [
     (STRONG["vhr"] + "+" + STRONG["rbd"], None),
-    (STRONG["var"] + "+" + STRONG["pasta"], mmattn.Capture(device=None)),
+    (STRONG["var"] + "+" + STRONG["pasta"] + "+dola(layers='2 0', norm=1, beta=0.001)", mmattn.Capture(device=None)),
 ]
 
 

@@ -34,6 +34,8 @@ STRONG = {
     "pasta": "pasta(heads='0:1 1:0 1:2 2:3')",
     "spotlight": "spotlight(target=1)",
     "split-softmax": "split-softmax(power=0.1)",
+    "dola": "dola(layers='0 1 2', beta=0.001)",
+    "deco": "deco(alpha=30, layers='0-2', top_p=1)",
     "api": "api(scorer='contrast', grey=0, kernel=1)",
 }
 NEUTRAL = {
@@ -50,6 +52,8 @@ NEUTRAL = {
     "pasta": ["pasta(alpha=1)"],
     "spotlight": ["spotlight(target=0)"],
     "split-softmax": ["split-softmax(power=1)"],
+    "dola": ["dola(alpha=0)"],
+    "deco": ["deco(alpha=0)"],
     "api": ["api(strength=0)"],
 }
 NAMES = [name for name in METHODS if name != "greedy"]
@@ -99,7 +103,7 @@ def test_one_decoder_call_per_step(vlm: mmattn.VLM, pictures: list[Any], name: s
 @pytest.mark.parametrize("text", [text for texts in NEUTRAL.values() for text in texts])
 def test_neutral_strength_is_the_plain_model(vlm: mmattn.VLM, pictures: list[Any], text: str) -> None:
     method = resolve(text)
-    assert (method.edits(), method.branches(), method.probes()) == ((), (), {})
+    assert (method.edits(), method.branches(), method.probes(), method.exits(3, False)) == ((), (), {}, None)
     logits = torch.randn(2, 1, 9)
     assert torch.equal(method.combine(Step(logits, torch.tensor(0))), logits[:, 0])
     drawn: dict[str, Any] = {"do_sample": True, "temperature": 2.0, **SETTINGS}
@@ -141,7 +145,8 @@ def test_a_step_needs_no_word_from_the_host(name: str) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = mode.from_tensor
         logits = fake(torch.randn(2, decoded, 11))
-        assert method.combine(Step(logits, fake(torch.tensor(3)))).shape == (2, 11)
+        early = fake(torch.randn(2, 3, 11)) if method.exits(3, tied=False) else None
+        assert method.combine(Step(logits, fake(torch.tensor(3)), early)).shape == (2, 11)
         for edit in method.edits():
             site = _decode_site(edit)
             scores = fake(torch.randn(2, 4, 1, 9))

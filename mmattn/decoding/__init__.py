@@ -2,12 +2,14 @@
 
 from mmattn.decoding.avisc import AvisC
 from mmattn.decoding.boost import Boost
+from mmattn.decoding.deco import DeCo
+from mmattn.decoding.dola import DoLa
 from mmattn.decoding.engine import Generation
 from mmattn.decoding.iava import IAVA
 from mmattn.decoding.icd import ICD
 from mmattn.decoding.instaboost import InstABoost
 from mmattn.decoding.m3id import M3ID
-from mmattn.decoding.method import Branch, Card, Combined, Method, Step
+from mmattn.decoding.method import Branch, Card, Combined, Exits, Method, Step
 from mmattn.decoding.pai import PAI
 from mmattn.decoding.pasta import PASTA
 from mmattn.decoding.prompted import AttentionPrompt
@@ -38,6 +40,9 @@ __all__ = [
     "Capture",
     "Card",
     "Combined",
+    "DeCo",
+    "DoLa",
+    "Exits",
     "Generation",
     "InstABoost",
     "Method",

@@ -10,6 +10,8 @@ from typing import Any
 
 from mmattn.decoding.avisc import AvisC
 from mmattn.decoding.boost import Boost
+from mmattn.decoding.deco import DeCo
+from mmattn.decoding.dola import DoLa
 from mmattn.decoding.iava import IAVA
 from mmattn.decoding.icd import ICD
 from mmattn.decoding.instaboost import InstABoost
@@ -28,7 +30,10 @@ from mmattn.errors import MmattnError, unknown
 
 _EDITS = (Boost, VAR, PAI, VHR, InstABoost, PASTA, SpotLight, SplitSoftmax)
 _CONTRASTS = (VCD, ICD, M3ID, IAVA, AvisC, RBD)
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Method, *_EDITS, *_CONTRASTS, AttentionPrompt)}
+_LAYERS = (DoLa, DeCo)
+METHODS: dict[str, type[Method]] = {
+    kind.name: kind for kind in (Method, *_EDITS, *_CONTRASTS, *_LAYERS, AttentionPrompt)
+}
 
 
 @dataclass(frozen=True)
