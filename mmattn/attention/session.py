@@ -19,7 +19,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from mmattn.attention.capture import RowCapture
-from mmattn.attention.edit import Columns, Edit, Site
+from mmattn.attention.edit import Columns, Edit, Site, View
+from mmattn.attention.rows import Call
 
 # "flash", "flex" and "sdpa" inside a name would change how transformers treats the function.
 NAME = "mmattn"
@@ -45,7 +46,7 @@ class Session:
     Attributes:
         columns: where the image tokens of the current call are; whoever calls the decoder keeps it up to date when
             there are edits.
-        memory: what edits keep from the prefill on, by edit and layer. Whoever begins another prefill calls `restart`.
+        memory: what edits keep from the prefill on, by `Edit.place`. Whoever begins another prefill calls `restart`.
         left: hidden states (B, D) of the last token of the call, by the layer of `exits` that they enter.
     """
 
@@ -87,19 +88,21 @@ class Session:
         for kept in self.memory.values():
             kept.update({name: value.index_select(0, rows.to(value.device)) for name, value in kept.items()})
 
-    def jobs(self, layer: int, keys: int) -> list[tuple[Edit, Site, Columns]]:
-        """The edits at work in `layer`, in a call with `keys` keys."""
+    def jobs(self, layer: int, call: Call) -> list[tuple[Edit, Site, Columns]]:
+        """The edits at work in `layer`, in this call."""
         if self.columns is None:
             raise RuntimeError("an edit needs to know where the image tokens are")
-        image, said = self.columns.spread(keys)
+        length = call.query.shape[2]
+        image, said = self.columns.spread(call.key.shape[2])
         known = self.columns.image.shape[1]
         found = []
         for number, edit in enumerate(self.edits):
             if edit.wants(layer, self.depth):
-                memory = self.memory.setdefault((number, layer), {})
+                memory = self.memory.setdefault(edit.place(number, layer), {})
                 states = self._states.get(layer) if edit.states else None
-                site = Site(layer, self.depth, image, said, states, memory, known, self.branches)
-                found.append((edit, site, self.columns))
+                view = View(call, self.columns) if edit.views and length > 1 else None
+                site = Site(layer, self.depth, image, said, states, memory, known, self.branches, view)
+                found.append((edit, site, self.columns.everywhere(length) if edit.every_row else self.columns))
         return found
 
     def enters(self, layer: int, states: torch.Tensor, source: torch.Tensor | None = None) -> None:

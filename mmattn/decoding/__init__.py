@@ -1,7 +1,9 @@
 """Decoding: methods as frozen dataclasses, and the batched engine that runs them."""
 
+from mmattn.decoding.act import ACT
 from mmattn.decoding.avisc import AvisC
 from mmattn.decoding.boost import Boost
+from mmattn.decoding.cmai import CMAI
 from mmattn.decoding.deco import DeCo
 from mmattn.decoding.dola import DoLa
 from mmattn.decoding.engine import Generation
@@ -17,6 +19,7 @@ from mmattn.decoding.rbd import RBD
 from mmattn.decoding.recorder import Capture
 from mmattn.decoding.registry import MethodInfo, methods, resolve, split_methods
 from mmattn.decoding.sampling import Sampling
+from mmattn.decoding.sid import SID
 from mmattn.decoding.split_softmax import SplitSoftmax
 from mmattn.decoding.spotlight import SpotLight
 from mmattn.decoding.var import VAR
@@ -24,12 +27,15 @@ from mmattn.decoding.vcd import VCD
 from mmattn.decoding.vhr import VHR
 
 __all__ = [
+    "ACT",
+    "CMAI",
     "IAVA",
     "ICD",
     "M3ID",
     "PAI",
     "PASTA",
     "RBD",
+    "SID",
     "VAR",
     "VCD",
     "VHR",
