@@ -87,7 +87,7 @@ class _Tracker:
         past = int(cache.get_seq_length()) if cache is not None else 0
         if not past:
             self._session.restart()
-        elif ids.shape[1] > 1 and bool(image.any()) and any(edit.states for edit in self._session.edits):
+        elif ids.shape[1] > 1 and bool(image.any()) and any(edit.whole for edit in self._session.edits):
             raise MmattnError("This edit needs the whole prompt in one call", "Do not prefill in portions.")
         if past:
             # A single placeholder that the model itself wrote is no picture.

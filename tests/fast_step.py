@@ -22,10 +22,12 @@ from tests.test_methods import STRONG
 from tests.tiny import FAMILIES
 
 STEPS = 1
-# Edits that remember the prefill, change heads' output or part of the branches, and tokens that a branch must not see.
+# Edits that remember the prefill, tell the layers above, change heads' output or part of the branches, tokens that a
+# branch must not see, and early layers.
 FULL = [
     (STRONG["vhr"] + "+" + STRONG["rbd"], None),
-    (STRONG["var"] + "+" + STRONG["pasta"], mmattn.Capture(device=None)),
+    (STRONG["act"] + "+" + STRONG["sid"], None),
+    (STRONG["var"] + "+" + STRONG["pasta"] + "+dola(layers='2 0', norm=1, beta=0.001)", mmattn.Capture(device=None)),
 ]
 
 
@@ -98,7 +100,7 @@ def generate(family: str, device: str, tokens: int) -> None:
         assert vlm.generate(pictures, words, **settings) == expected
     assert len(LANES._kept[model]) == 2, "the third call should have used the first one's lane"
     kept = mmattn.Capture(layers=[2, 0], heads=[1], tokens=[0, 2], device=None)
-    for method, capture in [("boost(strength=3)+vcd", None), ("boost(strength=3)+vcd", kept), *FULL]:
+    for method, capture in [("boost(strength=3)+vcd", kept), *FULL]:
         settings = {"method": method, "max_new_tokens": tokens}
         expected = vlm.generate(pictures, words, fast=False, capture=capture, **settings)
         with recording(Lane, "finish") as finished:

@@ -31,15 +31,15 @@ class Whole:
     states: torch.Tensor
 
 
-# Gives the weights of every row; those that are no text after a picture are put back.
+# Gives the weights of every row; those that must not be edited are put back.
 Change = Callable[[Whole], torch.Tensor]
 
 
 @contextmanager
-def full_matrix(vlm: mmattn.VLM, ids: torch.Tensor, change: Change) -> Iterator[None]:
-    """Prefills of the prompts `ids` (B, T) attend as `change` says."""
+def full_matrix(vlm: mmattn.VLM, ids: torch.Tensor, change: Change, every_row: bool = False) -> Iterator[None]:
+    """Prefills of the prompts `ids` (B, T) attend as `change` says, in text after a picture or in `every_row`."""
     image = ids == vlm.adapter.image_token_id
-    after = ~image & (image.cumsum(1) > 0)
+    after = ~image & (image.cumsum(1) > 0) | every_row
     layers = {id(layer): number for number, layer in enumerate(vlm.adapter.attention_layers)}
     states: dict[int, torch.Tensor] = {}
 

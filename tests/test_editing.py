@@ -15,7 +15,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 import mmattn
 from mmattn.adapters.cache import cache_argument
 from mmattn.attention import edit as edits
-from mmattn.attention import function
+from mmattn.attention import rows
 from mmattn.decoding import VCD, Boost, resolve
 from mmattn.errors import MmattnError
 from tests.stock import attention, implementation, inputs_of, is_t5, new_tokens
@@ -79,7 +79,7 @@ def test_logits_equal_the_edited_full_matrix(
     with mmattn.edit(family.model, Boost(3)):
         torch.testing.assert_close(_logits(family, inputs), expected, atol=1e-4, rtol=1e-4)
     assert (expected - plain).abs().max() > 1e-2
-    monkeypatch.setattr(function, "PORTION", 1)  # row by row
+    monkeypatch.setattr(rows, "PORTION", 1)  # row by row
     with mmattn.edit(family.model, "boost(strength=3)"):
         torch.testing.assert_close(_logits(family, inputs), expected, atol=1e-4, rtol=1e-4)
 

@@ -34,6 +34,11 @@ STRONG = {
     "pasta": "pasta(heads='0:1 1:0 1:2 2:3')",
     "spotlight": "spotlight(target=1)",
     "split-softmax": "split-softmax(power=0.1)",
+    "dola": "dola(layers='0 1 2', beta=0.001)",
+    "deco": "deco(alpha=30, layers='0-2', top_p=1)",
+    "sid": "sid(alpha=5, beta=0.01, start=1, share=0.2)",
+    "act": "act(beta=0, threshold=0.04, start=0, spared=0)",
+    "cmai": "cmai(share=0.9, start=0)",
     "api": "api(scorer='contrast', grey=0, kernel=1)",
 }
 NEUTRAL = {
@@ -50,6 +55,11 @@ NEUTRAL = {
     "pasta": ["pasta(alpha=1)"],
     "spotlight": ["spotlight(target=0)"],
     "split-softmax": ["split-softmax(power=1)"],
+    "dola": ["dola(alpha=0)"],
+    "deco": ["deco(alpha=0)"],
+    "sid": ["sid(alpha=0)"],
+    "act": ["act(beta=1)"],
+    "cmai": ["cmai(share=0)", "cmai(factor=1)"],
     "api": ["api(strength=0)"],
 }
 NAMES = [name for name in METHODS if name != "greedy"]
@@ -99,7 +109,7 @@ def test_one_decoder_call_per_step(vlm: mmattn.VLM, pictures: list[Any], name: s
 @pytest.mark.parametrize("text", [text for texts in NEUTRAL.values() for text in texts])
 def test_neutral_strength_is_the_plain_model(vlm: mmattn.VLM, pictures: list[Any], text: str) -> None:
     method = resolve(text)
-    assert (method.edits(), method.branches(), method.probes()) == ((), (), {})
+    assert (method.edits(), method.branches(), method.probes(), method.exits(3, False)) == ((), (), {}, None)
     logits = torch.randn(2, 1, 9)
     assert torch.equal(method.combine(Step(logits, torch.tensor(0))), logits[:, 0])
     drawn: dict[str, Any] = {"do_sample": True, "temperature": 2.0, **SETTINGS}
@@ -125,15 +135,16 @@ def test_sampling_follows_the_seed(vlm: mmattn.VLM, pictures: list[Any], name: s
     assert first == vlm.generate(pictures[:2], PROMPTS[:2], seed=3, **drawn)
 
 
-def _decode_site(edit: Any) -> Site:
-    """As the edit meets it in a decode step: memory is filled."""
+def _decode_site(layer: int) -> Site:
+    """As an edit meets it in a decode step: memory is filled."""
     image = torch.zeros(2, 1, 1, 9, dtype=torch.bool)
     memory = {"sinks": torch.zeros(2, 7, dtype=torch.bool), "factors": torch.ones(2, 1, 4, 1)}
-    memory["prompt"] = ~memory["sinks"]
-    return Site(1, 3, image, image, None, memory)
+    memory["prompt"] = memory["hidden"] = ~memory["sinks"]
+    memory["drawn"] = torch.zeros(2, 7, 4, dtype=torch.bool)
+    return Site(layer, 3, image, image, None, memory)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if resolve(STRONG[name]).captured])
 def test_a_step_needs_no_word_from_the_host(name: str) -> None:
     """Fake tensors have no values: work whose shape or course depends on them cannot pass. Nor may it ask for them."""
     method = resolve(STRONG[name])
@@ -141,9 +152,10 @@ def test_a_step_needs_no_word_from_the_host(name: str) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = mode.from_tensor
         logits = fake(torch.randn(2, decoded, 11))
-        assert method.combine(Step(logits, fake(torch.tensor(3)))).shape == (2, 11)
-        for edit in method.edits():
-            site = _decode_site(edit)
+        early = fake(torch.randn(2, 3, 11)) if method.exits(3, tied=False) else None
+        assert method.combine(Step(logits, fake(torch.tensor(3)), early)).shape == (2, 11)
+        for edit, layer in [(edit, layer) for edit in method.edits() for layer in range(2) if edit.wants(layer, 3)]:
+            site = _decode_site(layer)
             scores = fake(torch.randn(2, 4, 1, 9))
             assert edit.weights(edit.scores(scores, site).softmax(-1), site).shape == scores.shape
             assert edit.output(fake(torch.randn(2, 1, 4, 8)), site).shape == (2, 1, 4, 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from PIL import Image
@@ -176,6 +176,17 @@ class Adapter(ABC):
         blocks: Any = self.decoder.layers
         return list(blocks)
 
+    @property
+    def final_norm(self) -> nn.Module:
+        """What the last layer's output goes through before `logits`."""
+        norm: Any = self.decoder.norm
+        return cast(nn.Module, norm)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head's weights are those of the embeddings."""
+        return self.model.get_output_embeddings().weight is self.model.get_input_embeddings().weight
+
     def prepare(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Tokenise samples and preprocess their pictures, equal ones once (on the CPU)."""
         distinct = {key: img for one in samples for key, img in zip(one.image_keys, one.images, strict=True)}
@@ -244,11 +255,15 @@ class Adapter(ABC):
         return token
 
     def session(
-        self, capture: RowCapture | None = None, edits: Sequence[Edit] = (), branches: Sequence[str] = ("plain",)
+        self,
+        capture: RowCapture | None = None,
+        edits: Sequence[Edit] = (),
+        branches: Sequence[str] = ("plain",),
+        exits: Sequence[int] = (),
     ) -> Session:
         """Scoped access to the decoder's attention; with `edits`, its `columns` must be those of each decoder call."""
         return Session(
-            self.attention_owner, self.attention_layers, self.config_key, capture, edits, self.blocks, branches
+            self.attention_owner, self.attention_layers, self.config_key, capture, edits, self.blocks, branches, exits
         )
 
     def embed(

@@ -49,6 +49,11 @@ class InstructBlipT5Adapter(InstructBlipAdapter):
         return list(blocks)
 
     @property
+    def final_norm(self) -> nn.Module:
+        norm: nn.Module = self.attention_owner.final_layer_norm
+        return norm
+
+    @property
     def window(self) -> int:
         """T5 counts relative positions and has no hard end; this only keeps a typing error from filling the memory."""
         return 4096

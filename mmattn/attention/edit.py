@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
+
+from mmattn.attention.rows import Call
+
+
+@dataclass(frozen=True)
+class View:
+    """A call of T tokens, for edits that look at more than the rows they are given.
+
+    Attributes:
+        call: its arguments; `Call.scores` gives any rows before all edits, -inf on hidden keys.
+        columns: which keys hold image tokens, and which rows are text after a picture.
+    """
+
+    call: Call
+    columns: Columns
+
+    def last(self) -> torch.Tensor:
+        """Scores (B, H, 1, S) of the last row."""
+        batch, _, length, _ = self.call.query.shape
+        return self.call.scores(torch.full((batch, 1), length - 1))
+
+    def portions(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Scores (B, H, some, S) of `rows` (B, R), so many at a time that memory stays bounded."""
+        for start in range(0, rows.shape[1], self.call.portion):
+            yield self.call.scores(rows[:, start : start + self.call.portion])
 
 
 @dataclass(frozen=True)
@@ -21,6 +46,7 @@ class Site:
             layer looks at an encoder); only for edits that ask for them.
         memory: what this edit keeps of this layer from the prefill to the end, as `Edit.blank` says.
         known: keys that hold tokens, at the prefill; static caches have more.
+        view: the call's other rows; only for edits that ask for them, and None in a call of one token.
         branches: names of the K branches; row b * K + k of the batch is branch k of sample b.
     """
 
@@ -32,12 +58,21 @@ class Site:
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
     known: int = 0
     branches: tuple[str, ...] = ("plain",)
+    view: View | None = None
 
     def recall(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What `make` gave at the prefill."""
         if name not in self.memory:
             self.memory[name] = make()
         return self.memory[name]
+
+    def tell(self, name: str, value: torch.Tensor) -> None:
+        """Keep `value` (B, keys) for the layers above, in this call; in place, so that a captured step goes on."""
+        kept = self.memory.get(name)
+        if kept is not None and kept.shape == value.shape:
+            kept.copy_(value)
+        else:
+            self.memory[name] = value
 
     def per_key(self, flags: torch.Tensor) -> torch.Tensor:
         """Flags (B, keys of the prefill) bool as (B, 1, 1, S); keys that came later are False."""
@@ -56,11 +91,18 @@ class Edit:
         branches: names of the branches to edit ("plain" is the plain one); None for all.
         last_row: edit only the last row of a call: that which decides the next token.
         states: ask for `Site.states`.
+        views: ask for `Site.view`.
+        every_row: edit every row of a call, those of image tokens and of words before them too, in samples with a
+            picture.
+        common: keep one memory for all layers in place of one for each, so that a layer may tell those above it.
     """
 
     branches: ClassVar[tuple[str, ...] | None] = None
     last_row: ClassVar[bool] = False
     states: ClassVar[bool] = False
+    views: ClassVar[bool] = False
+    every_row: ClassVar[bool] = False
+    common: ClassVar[bool] = False
 
     def wants(self, layer: int, depth: int) -> bool:  # noqa: ARG002
         """Whether decoder layer `layer` of `depth` is edited."""
@@ -81,6 +123,15 @@ class Edit:
     def blank(self, rows: int, keys: int, heads: int, device: torch.device) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """Memory of the shapes that `Site.recall` fills: (rows, keys of the prefill) per key, or (rows, 1, ...)."""
         return {}
+
+    def place(self, number: int, layer: int) -> tuple[int, int]:
+        """Where the memory of edit `number` in `layer` is kept."""
+        return number, -1 if self.common else layer
+
+    @property
+    def whole(self) -> bool:
+        """Whether the prompt must come in one call."""
+        return self.states or self.views or self.every_row
 
     @property
     def rewrites_output(self) -> bool:
@@ -141,6 +192,11 @@ class Columns:
         image = torch.nn.functional.pad(self.image, (0, more))
         said = None if self.instruction is None else torch.nn.functional.pad(self.instruction, (0, more))
         return Columns(image, *_all_rows(image, queries), self.cross, said)
+
+    def everywhere(self, queries: int) -> Columns:
+        """With all `queries` rows of the current call."""
+        rows, valid = _all_rows(self.image, queries)
+        return replace(self, rows=rows, valid=valid)
 
     def to(self, device: torch.device) -> Columns:
         return self._each(lambda one: one.to(device))

@@ -18,9 +18,6 @@ from mmattn.attention.edit import Columns, Edit, Site
 from mmattn.attention.rows import Call
 from mmattn.attention.session import NAME, Session, active
 
-# Bytes of one tensor of weights whose rows are edited at once in a prefill: bounds the memory, not the result.
-PORTION = 1 << 24
-
 
 @dataclass(frozen=True)
 class Job:
@@ -78,7 +75,7 @@ def attention_forward(
     causal = getattr(module, "is_causal", True) if causal is None else causal
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = Call(query, key, value, attention_mask, scale, bool(causal), kwargs.get("position_bias"))
-    work = _work(sessions, key.shape[2])
+    work = _work(sessions, call)
     if work:
         output = _edited(output, call, work)
     for session, layer in sessions:
@@ -93,12 +90,12 @@ def attention_forward(
     return output, None
 
 
-def _work(sessions: list[tuple[Session, int]], keys: int) -> Work:
+def _work(sessions: list[tuple[Session, int]], call: Call) -> Work:
     """The edits of all sessions at this layer, in order."""
     found: Work = []
     for session, layer in sessions:
         if any(edit.wants(layer, session.depth) for edit in session.edits):
-            found += [Job(edit, site, columns) for edit, site, columns in session.jobs(layer, keys)]
+            found += [Job(edit, site, columns) for edit, site, columns in session.jobs(layer, call)]
     return found
 
 
@@ -111,9 +108,8 @@ def _edited(output: torch.Tensor, call: Call, work: Work) -> torch.Tensor:
         if all(job.edit.last_row for job in rewriting if job.columns is columns):
             rows = torch.full_like(rows[:, :1], length - 1)
             valid = columns.eligible(rows)
-        portion = max(PORTION // (4 * call.query.shape[0] * call.query.shape[1] * call.key.shape[2]), 1)
-        for start in range(0, rows.shape[1], portion):
-            part, mine = rows[:, start : start + portion], valid[:, start : start + portion]
+        for start in range(0, rows.shape[1], call.portion):
+            part, mine = rows[:, start : start + call.portion], valid[:, start : start + call.portion]
             weights = _weights(call, part, rewriting)
             if length > 1:  # padding sees nothing: its weights are no numbers
                 mine = mine & ~weights[:, 0].isnan().all(-1)

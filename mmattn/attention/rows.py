@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+# Bytes of one tensor of weights whose rows are computed at once: bounds the memory, not the result.
+PORTION = 1 << 24
+
 
 @dataclass(frozen=True)
 class Call:
@@ -29,6 +32,12 @@ class Call:
     scaling: float
     causal: bool = True
     bias: torch.Tensor | None = None
+
+    @property
+    def portion(self) -> int:
+        """How many rows to compute at once."""
+        batch, heads = self.query.shape[:2]
+        return max(PORTION // (4 * batch * heads * self.key.shape[2]), 1)
 
     def scores(self, rows: torch.Tensor) -> torch.Tensor:
         """Pre-softmax scores (B, H, R, S) float32 of `rows` (B, R) in 0..T-1; hidden keys are -inf."""

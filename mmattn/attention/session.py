@@ -19,7 +19,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from mmattn.attention.capture import RowCapture
-from mmattn.attention.edit import Columns, Edit, Site
+from mmattn.attention.edit import Columns, Edit, Site, View
+from mmattn.attention.rows import Call
 
 # "flash", "flex" and "sdpa" inside a name would change how transformers treats the function.
 NAME = "mmattn"
@@ -38,13 +39,15 @@ class Session:
         config_key: name of the decoder's sub-configuration ("text_config"), or "" for a text-only model.
         capture: rows to read; None enters the attention function without asking anything of it.
         edits: changes of attention, in order.
-        blocks: the decoder's layers, in order; only for edits that ask for hidden states.
+        blocks: the decoder's layers, in order; only for edits that ask for hidden states, and for `exits`.
         branches: names of the K branches of each sample, whose rows follow each other in the batch.
+        exits: decoder layers in front of which the last token's hidden states are kept.
 
     Attributes:
         columns: where the image tokens of the current call are; whoever calls the decoder keeps it up to date when
             there are edits.
-        memory: what edits keep from the prefill on, by edit and layer. Whoever begins another prefill calls `restart`.
+        memory: what edits keep from the prefill on, by `Edit.place`. Whoever begins another prefill calls `restart`.
+        left: hidden states (B, D) of the last token of the call, by the layer of `exits` that they enter.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Session:
         edits: Sequence[Edit] = (),
         blocks: Sequence[nn.Module] = (),
         branches: Sequence[str] = ("plain",),
+        exits: Sequence[int] = (),
     ) -> None:
         self.capture = capture
         self.edits = tuple(edits)
@@ -67,7 +71,10 @@ class Session:
         self._config_key = config_key
         self._layer_of = {id(module): index for index, module in enumerate(layers)}
         self._token: Token[tuple[Session, ...]] | None = None
-        self._blocks = tuple(blocks) if any(edit.states for edit in self.edits) else ()
+        watched = range(len(blocks)) if any(edit.states for edit in self.edits) else exits
+        self._blocks = {layer: blocks[layer] for layer in watched}
+        self._exits = frozenset(exits)
+        self.left: dict[int, torch.Tensor] = {}
         self._states: dict[int, torch.Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -81,25 +88,32 @@ class Session:
         for kept in self.memory.values():
             kept.update({name: value.index_select(0, rows.to(value.device)) for name, value in kept.items()})
 
-    def jobs(self, layer: int, keys: int) -> list[tuple[Edit, Site, Columns]]:
-        """The edits at work in `layer`, in a call with `keys` keys."""
+    def jobs(self, layer: int, call: Call) -> list[tuple[Edit, Site, Columns]]:
+        """The edits at work in `layer`, in this call."""
         if self.columns is None:
             raise RuntimeError("an edit needs to know where the image tokens are")
-        image, said = self.columns.spread(keys)
+        length = call.query.shape[2]
+        image, said = self.columns.spread(call.key.shape[2])
         known = self.columns.image.shape[1]
         found = []
         for number, edit in enumerate(self.edits):
             if edit.wants(layer, self.depth):
-                memory = self.memory.setdefault((number, layer), {})
+                memory = self.memory.setdefault(edit.place(number, layer), {})
                 states = self._states.get(layer) if edit.states else None
-                site = Site(layer, self.depth, image, said, states, memory, known, self.branches)
-                found.append((edit, site, self.columns))
+                view = View(call, self.columns) if edit.views and length > 1 else None
+                site = Site(layer, self.depth, image, said, states, memory, known, self.branches, view)
+                found.append((edit, site, self.columns.everywhere(length) if edit.every_row else self.columns))
         return found
 
-    def enters(self, layer: int, states: torch.Tensor) -> None:
-        """Tell what (B, T, D) enters `layer`, where no module is called that could be watched."""
+    def enters(self, layer: int, states: torch.Tensor, source: torch.Tensor | None = None) -> None:
+        """Tell what (B, T, D) enters `layer`, where no module is called that could be watched.
+
+        Kept are one layer's states, or the encoder's output `source` in their place, and the last token's at all exits.
+        """
+        if layer in self._exits:
+            self.left[layer] = states[:, -1].clone()
         if self._blocks:
-            self._states = {layer: states}
+            self._states = {layer: states if source is None else source}
 
     def layer_of(self, module: nn.Module) -> int | None:
         return self._layer_of.get(id(module))
@@ -107,7 +121,7 @@ class Session:
     def __enter__(self) -> Self:
         _Switch.acquire(self._model, self._config_key)
         self._token = _SESSIONS.set((*_SESSIONS.get(), self))
-        for layer, block in enumerate(self._blocks):
+        for layer, block in self._blocks.items():
             hook = partial(self._on_block, layer)
             self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
         return self
@@ -122,15 +136,15 @@ class Session:
             handle.remove()
         self._handles.clear()
         self._states.clear()
+        self.left.clear()
         _Switch.release(self._model)
 
     def _on_block(self, layer: int, _block: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
-        """Keep the hidden states that enter `layer`, one layer's at a time."""
         if not entered(self):
             return
         cross = self.columns is not None and self.columns.cross
         # A T5 block takes its encoder's output as the fourth argument.
-        self.enters(layer, inputs[3] if cross else inputs[0] if inputs else given["hidden_states"])
+        self.enters(layer, inputs[0] if inputs else given["hidden_states"], inputs[3] if cross else None)
 
 
 def own(hook: Any) -> bool:

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 
 from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Sample, SharedCache, Shares
 from mmattn.attention import RowCapture, Session, active
+from mmattn.decoding.exits import exit_scores, exits_of
 from mmattn.decoding.fast import LANES, Rules, Size
 from mmattn.decoding.features import Features
 from mmattn.decoding.method import Method
@@ -150,7 +151,9 @@ def _decode_batch(
     names = ("plain", *(branch.name for branch in options.method.branches()))
     covers = _covers(adapter, requests, options, features)
     rows = [row for request in requests for row in _branch_rows(request, options)]
-    with adapter.session(edits=options.method.edits(), branches=names) as session:
+    exits = exits_of(adapter, options.method)
+    edits, layers = options.method.edits(), exits.layers if exits else ()
+    with adapter.session(edits=edits, branches=names, exits=layers) as session:
         shares: Shares | None = {} if options.capture is not None else None
         batch = _embed(adapter, rows, features, shares, covers)
         prefixes = None
@@ -263,6 +266,7 @@ def _loop(
     """Token ids (B, steps) on the CPU; rows that ended early are filled up."""
     branches = len(batch.embeds) // len(requests)
     rooms = [request.room for request in requests]
+    exits = exits_of(adapter, options.method)
     lane = _lane(adapter, batch, options, rooms, session, recorder) if options.fast else None
     progress = lane.progress if lane else _progress(adapter, options, rooms)
     progress.start(rooms, _uniforms(requests, options))
@@ -271,6 +275,7 @@ def _loop(
     for step in range(max(rooms)):
         decode = _prefill(adapter, session, prefixes, lane) if step == 0 else partial(_plain, adapter)
         hidden = _recorded(decode, batch, cache, session, recorder, step)
+        early = exit_scores(adapter, exits, session.left, branches)
         if step == 0:
             kept = _decoded(options.method, len(requests), hidden.device)
             if kept is not None:
@@ -281,7 +286,7 @@ def _loop(
                 if recorder:
                     recorder.keep(kept, branches)
         logits = adapter.logits(hidden).view(len(requests), branches, -1)
-        chosen = progress.advance(lane.padded(logits) if lane else logits)
+        chosen = progress.advance(*(lane.padded(logits, early) if lane else (logits, early)))
         if lane and lane.rewriting.knows(session.memory):
             if kept is not None:
                 lane.load(cache)
@@ -344,6 +349,8 @@ def _lane(
     """A captured step for this batch, where there can be one."""
     if any(one is not session for one, _ in active(adapter.attention_layers[0])):
         return None  # someone around this call edits or reads, too
+    if not options.method.captured:
+        return None
     rules = _rules(options)
     columns = recorder.columns.shape[1] if recorder else 0
     return LANES.take(adapter, rules, Size(len(rooms), batch.mask.shape[1] + max(rooms), max(rooms), columns))

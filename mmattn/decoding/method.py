@@ -67,16 +67,31 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Exits:
+    """Layers in front of which a rule reads the scores that the unfinished hidden state of the plain branch gives.
+
+    Attributes:
+        layers: how many layers the state has gone through, 0 (the embedded token) up to one less than there are.
+        normed: pass it through the decoder's final norm before the head.
+    """
+
+    layers: tuple[int, ...]
+    normed: bool = False
+
+
+@dataclass(frozen=True)
 class Step:
     """What is known when the next token is chosen.
 
     Attributes:
         logits: scores (B, K, V) of the decoded branches, the plain one first.
         number: () whole number of the token, counted from 0; on the device, so that a captured step can count.
+        exits: (B, exits, V) scores of the plain branch's unfinished states, for a method with `exits`.
     """
 
     logits: torch.Tensor
     number: torch.Tensor
+    exits: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,10 @@ class Method:
         """Changed samples whose attention `Branch.hidden` wants to see, by name; "plain" comes without asking."""
         return {}
 
+    def exits(self, depth: int, tied: bool) -> Exits | None:  # noqa: ARG002
+        """Whose scores `combine` wants, in a decoder of `depth` layers; its head may be `tied` to the embeddings."""
+        return None
+
     def combine(self, step: Step) -> torch.Tensor:
         """Join the branches' scores into (B, V); -inf forbids a token. Plain tensor work, as in edits."""
         return step.logits[:, 0]
@@ -121,6 +140,11 @@ class Method:
     def rules(self) -> bool:
         """Whether the method rewrites the scores, beyond editing attention."""
         return any(one.decoded for one in self.branches()) or type(self).combine is not Method.combine
+
+    @property
+    def captured(self) -> bool:
+        """Whether a captured step can do the method's work on each token."""
+        return True
 
     @property
     def repaints(self) -> bool:
@@ -167,6 +191,10 @@ class Combined(Method):
         return any(one.rules for one in self.parts)
 
     @property
+    def captured(self) -> bool:
+        return all(one.captured for one in self.parts)
+
+    @property
     def repaints(self) -> bool:
         return any(one.repaints for one in self.parts)
 
@@ -192,6 +220,9 @@ class Combined(Method):
 
     def probes(self) -> dict[str, Callable[[Sample], Sample]]:
         return self._rule.probes()
+
+    def exits(self, depth: int, tied: bool) -> Exits | None:
+        return self._rule.exits(depth, tied)
 
     def combine(self, step: Step) -> torch.Tensor:
         return self._rule.combine(step)

@@ -8,6 +8,7 @@ Tokens that the model generates are left alone. Heads are meant to be chosen by 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,20 +48,38 @@ class PASTA(Method):
     def __post_init__(self) -> None:
         number("PASTA alpha", self.alpha, 1e-6)
         check_place("PASTA", self.on)
-        _heads(self.heads)
+        head_pairs("PASTA", self.heads)
 
     def edits(self) -> tuple[Edit, ...]:
-        return () if self.alpha == 1 else (Weaken(self.on, math.log(self.alpha), _heads(self.heads)),)
+        heads = head_pairs("PASTA", self.heads)
+        return () if self.alpha == 1 else (Weaken(self.on, math.log(self.alpha), heads),)
 
 
-def _heads(given: str) -> tuple[tuple[int, int], ...] | None:
+def head_pairs(method: str, given: str) -> tuple[tuple[int, int], ...] | None:
     """(layer, head) pairs, or None for all."""
     if given == "all":
         return None
     pairs = [word.split(":") for word in given.split()]
     if not pairs or not all(len(pair) == 2 and all(one.isdecimal() for one in pair) for pair in pairs):
-        raise MmattnError(f"PASTA does not know the heads {given!r}", 'Write "all", or layer:head as in "12:3 14:0".')
+        raise MmattnError(
+            f"{method} does not know the heads {given!r}", 'Write "all", or layer:head as in "12:3 14:0".'
+        )
     return tuple((int(layer), int(head)) for layer, head in pairs)
+
+
+def heads_of(
+    method: str, pairs: Sequence[tuple[int, int]], layer: int, depth: int, count: int | None = None
+) -> list[int]:
+    """Which heads of `layer` the (layer, head) `pairs` name, in a model of `depth` layers with `count` heads.
+
+    Raises:
+        MmattnError: the model has not got them.
+    """
+    if max(one for one, _ in pairs) >= depth:
+        raise MmattnError(f"{method}'s heads name a layer beyond the {depth} of this model")
+    if count is not None and max(head for _, head in pairs) >= count:
+        raise MmattnError(f"{method}'s heads name a head beyond the {count} of this model")
+    return [head for one, head in pairs if one == layer]
 
 
 @dataclass(frozen=True)
@@ -71,11 +90,7 @@ class Weaken(Steer):
     heads: tuple[tuple[int, int], ...] | None
 
     def wants(self, layer: int, depth: int) -> bool:
-        if self.heads is None:
-            return True
-        if max(one for one, _ in self.heads) >= depth:
-            raise MmattnError(f"PASTA's heads name a layer beyond the {depth} of this model")
-        return any(one == layer for one, _ in self.heads)
+        return self.heads is None or bool(heads_of("PASTA", self.heads, layer, depth))
 
     def blank(self, rows: int, keys: int, heads: int, device: torch.device) -> dict[str, torch.Tensor]:  # noqa: ARG002
         return {"prompt": torch.zeros(rows, keys, dtype=torch.bool, device=device)}
@@ -86,9 +101,7 @@ class Weaken(Steer):
         if self.heads is None:
             return changed
         count = scores.shape[1]
-        chosen = [head for layer, head in self.heads if layer == site.layer]
-        if max(chosen) >= count:
-            raise MmattnError(f"PASTA's heads name a head beyond the {count} of this model")
+        chosen = heads_of("PASTA", self.heads, site.layer, site.depth, count)
         kept = torch.zeros((), dtype=torch.bool, device=scores.device)
         for head in chosen:
             kept = kept | (torch.arange(count, device=scores.device) == head)

@@ -47,10 +47,10 @@ def plan(
 
     Args:
         alone: rows that are like no other, whatever they hold.
-        edits: of attention. Those that want a prompt's hidden states, its last row alone, its heads' output or certain
-            branches need the whole prompt in one call.
+        edits: of attention. Those that want more of a prompt than the rows they edit, its last row alone, its heads'
+            output or certain branches need the whole prompt in one call.
     """
-    if any(one.states or one.last_row or one.rewrites_output or one.branches is not None for one in edits):
+    if any(one.whole or one.last_row or one.rewrites_output or one.branches is not None for one in edits):
         return None
     sizes = [len(prepared.ids) for prepared, _ in rows]
     groups: dict[object, list[int]] = {}

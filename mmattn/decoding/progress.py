@@ -51,9 +51,9 @@ class Progress:
         self._uniforms[: len(uniforms), : uniforms.shape[1]] = uniforms
         self._stopped.copy_(self._rooms == 0)
 
-    def advance(self, logits: torch.Tensor) -> torch.Tensor:
-        """Choose each sample's next token (B,) from its branches' scores (B, K, V)."""
-        scores = self._method.combine(Step(logits, self._step[0]))
+    def advance(self, logits: torch.Tensor, exits: torch.Tensor | None = None) -> torch.Tensor:
+        """Choose each sample's next token (B,) from its branches' scores (B, K, V) and its exits' (B, exits, V)."""
+        scores = self._method.combine(Step(logits, self._step[0], exits))
         self.broken |= (scores.isnan().any(-1) & ~self._stopped).any()
         chosen = self._sampling.choose(scores, self._uniforms.index_select(1, self._step)[:, 0])
         chosen = torch.where(self._stopped, self._filler, chosen)

@@ -8,8 +8,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from mmattn.decoding.act import ACT
 from mmattn.decoding.avisc import AvisC
 from mmattn.decoding.boost import Boost
+from mmattn.decoding.cmai import CMAI
+from mmattn.decoding.deco import DeCo
+from mmattn.decoding.dola import DoLa
 from mmattn.decoding.iava import IAVA
 from mmattn.decoding.icd import ICD
 from mmattn.decoding.instaboost import InstABoost
@@ -19,6 +23,7 @@ from mmattn.decoding.pai import PAI
 from mmattn.decoding.pasta import PASTA
 from mmattn.decoding.prompted import AttentionPrompt
 from mmattn.decoding.rbd import RBD
+from mmattn.decoding.sid import SID
 from mmattn.decoding.split_softmax import SplitSoftmax
 from mmattn.decoding.spotlight import SpotLight
 from mmattn.decoding.var import VAR
@@ -26,9 +31,12 @@ from mmattn.decoding.vcd import VCD
 from mmattn.decoding.vhr import VHR
 from mmattn.errors import MmattnError, unknown
 
-_EDITS = (Boost, VAR, PAI, VHR, InstABoost, PASTA, SpotLight, SplitSoftmax)
-_CONTRASTS = (VCD, ICD, M3ID, IAVA, AvisC, RBD)
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Method, *_EDITS, *_CONTRASTS, AttentionPrompt)}
+_EDITS = (Boost, VAR, PAI, VHR, InstABoost, PASTA, SpotLight, SplitSoftmax, ACT, CMAI)
+_CONTRASTS = (VCD, ICD, M3ID, IAVA, AvisC, SID, RBD)
+_LAYERS = (DoLa, DeCo)
+METHODS: dict[str, type[Method]] = {
+    kind.name: kind for kind in (Method, *_EDITS, *_CONTRASTS, *_LAYERS, AttentionPrompt)
+}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from mmattn.adapters import Adapter, Embedded, SharedCache
 from mmattn.attention import Session
@@ -37,7 +38,7 @@ class Lane:
         self._keys, self._values = (torch.empty(shape, device=parts.device, dtype=parts.dtype) for _ in range(2))
         edits = rules.method.edits()
         self.rewriting = Rewriting(edits, rules.names, depth, parts.heads, rows, size.slots, parts.device)
-        kept = rules.capture
+        kept, exits = rules.capture, rules.method.exits(depth, adapter.tied)
         self._step = DecodeStep(
             parts,
             self._keys,
@@ -49,7 +50,11 @@ class Lane:
             remix=self.rewriting.remix,
             remixed=self.rewriting.remixed,
             kept=() if kept is None else tuple(range(depth) if kept.layers is None else kept.layers),
+            exits=exits.layers if exits else (),
         )
+        # Modules, not the adapter: it would keep the model alive.
+        self._norm = adapter.final_norm if exits and exits.normed else nn.Identity()
+        self._head = adapter.model.get_output_embeddings()
         self.progress = Progress(
             size.samples,
             size.steps,
@@ -92,10 +97,14 @@ class Lane:
         """`Adapter.decode` on prompts: hidden states (rows, D) of their last tokens."""
         return prefill(self._parts, adapter.attention_layers, batch, adapter.added(batch.extra), cache, session)
 
-    def padded(self, logits: torch.Tensor) -> torch.Tensor:
-        """Scores (B, K, V) of the prefill with rows for samples that are not there."""
+    def padded(self, logits: torch.Tensor, early: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores (B, ..., V) of the prefill, and of its exits, with rows for samples that are not there."""
         missing = self.size.samples - len(logits)
-        return torch.cat([logits, logits.new_zeros(missing, *logits.shape[1:])]) if missing else logits
+
+        def more(scores: torch.Tensor) -> torch.Tensor:
+            return torch.cat([scores, scores.new_zeros(missing, *scores.shape[1:])]) if missing else scores
+
+        return more(logits), None if early is None else more(early)
 
     def finish(
         self,
@@ -158,7 +167,8 @@ class Lane:
             index = self.columns[None, :, None].expand(*weights.shape[:3], -1)
             self.rows = weights.gather(-1, index)
         logits = self._step.logits.view(self.size.samples, self.branches, -1)
-        chosen = self.progress.advance(logits)
+        early = self._head(self._norm(self._step.left[:: self.branches])).float() if self._step.left.numel() else None
+        chosen = self.progress.advance(logits, early)
         self._step.tokens.copy_(chosen.repeat_interleave(self.branches))
 
     def _capture(self) -> None:

@@ -35,7 +35,7 @@ class Rewriting:
         self.remixed = frozenset(layer for layer, found in wanted.items() if any(one.rewrites_output for one in found))
         self._image, self._said = (torch.zeros(rows, slots, dtype=torch.bool, device=device) for _ in range(2))
         self._memory = {
-            (number, layer): edit.blank(rows, slots, heads, device)
+            edit.place(number, layer): edit.blank(rows, slots, heads, device)
             for number, edit in enumerate(edits)
             for layer in range(depth)
             if edit.wants(layer, depth)
@@ -78,7 +78,7 @@ class Rewriting:
 
     def _kept(self, layer: int) -> list[dict[str, torch.Tensor]]:
         """Each edit's memory of a layer."""
-        return [self._memory.get((number, layer), {}) for number in range(len(self._edits))]
+        return [self._memory.get(edit.place(number, layer), {}) for number, edit in enumerate(self._edits)]
 
     def _sites(
         self, layer: int, image: torch.Tensor, said: torch.Tensor, kept: list[dict[str, torch.Tensor]]

@@ -71,6 +71,7 @@ class DecodeStep:
         logits: (M, V) float32, the result.
         scores: (layers kept and perhaps one, M, H, 1, C) float32, attention before the softmax, -inf where nothing is
             visible; after it in layers that are rewritten.
+        left: (M, exits, hidden), the hidden states that entered these layers.
     """
 
     def __init__(
@@ -86,9 +87,10 @@ class DecodeStep:
         remix: Remix | None = None,
         remixed: frozenset[int] = frozenset(),
         kept: tuple[int, ...] = (),
+        exits: tuple[int, ...] = (),
     ) -> None:
         """`keys` and `values` (L, M, G, C, D) are the cache; `kept` layers leave their scores, `rewritten` ones are
-        rewritten, `remixed` ones have their heads' output changed.
+        rewritten, `remixed` ones have their heads' output changed. What enters layers of `exits` is left in `left`.
         """
         self.parts, self.keys, self.values = parts, keys, values
         self.hides, self.rewrite, self.rewritten = hides, rewrite, rewritten
@@ -123,6 +125,8 @@ class DecodeStep:
         self.scores = torch.empty(buffers, rows, parts.heads, 1, slots, device=device)
         self._final = torch.tensor([layer in rewritten for layer in kept], device=device)[:, None, None, None]
         self._none = torch.empty(1, device=device)
+        self._exits = {layer: place for place, layer in enumerate(exits)}
+        self.left = torch.empty(rows, len(exits), parts.hidden, device=device, dtype=half)
         self._cosines, self._sines = _rotations(parts, last_position)
 
     def reset(self) -> None:
@@ -139,6 +143,8 @@ class DecodeStep:
         pieces = 1  # in which the sums of squares come
         gains = [*(one.attention_gain for one in parts.layers[1:]), parts.final_gain]
         for index, (layer, gain) in enumerate(zip(parts.layers, gains, strict=True)):
+            if index in self._exits:
+                self.left[:, self._exits[index]] = self._stream
             three = (layer.query, layer.key, layer.value)
             biases = tuple(one.bias for one in three if one.bias is not None)
             self._product(tuple(one.weight for one in three), self._qkv, pieces, biases)
