@@ -207,6 +207,8 @@ class Adapter(ABC):
             for one, start, count, views in zip(pixels, starts, counts, grids, strict=True)
         )
         layout = Layout(len(ids), prompt_length, images, covering(read.offsets[:prompt_length], read.said))
+        marked = {token for one in sample.marks for token in one.tokens(layout, read.text, read.offsets, read.said)}
+        layout = replace(layout, marked=tuple(sorted(marked)))
         pixels = tuple(self.conditioned(one, read.text) for one in pixels)
         return Prepared(torch.tensor(ids), pixels, layout, read.text, read.offsets, read.said)
 
@@ -279,12 +281,13 @@ class Adapter(ABC):
         """Left-pad rows of ids, embed them, and put features at the image tokens that `prepared` tells."""
         ids, mask = left_pad(rows, self.pad_token_id)
         # Places come from the layout: an answer that holds a placeholder token stays an answer.
-        places, covered, said = (torch.zeros_like(mask, dtype=torch.bool) for _ in range(3))
+        places, covered, said, marked = (torch.zeros_like(mask, dtype=torch.bool) for _ in range(4))
         for index, (row, one) in enumerate(zip(rows, prepared, strict=True)):
             before = ids.shape[1] - len(row)
             tokens = torch.tensor(one.layout.image_tokens, dtype=torch.long) + before
             places[index, tokens] = True
             said[index, [before + token for token in one.layout.instruction]] = True
+            marked[index, [before + token for token in one.layout.marked]] = True
             unseen = hidden[index] if hidden is not None else None
             if unseen is not None:
                 covered[index, tokens[unseen.cpu()]] = True
@@ -296,7 +299,8 @@ class Adapter(ABC):
                 "Use the processor that belongs to the model.",
             )
         columns = Columns.of_sequence(places)
-        columns = replace(columns, image=places & ~covered, instruction=said).to(self.device)
+        columns = replace(columns, image=places & ~covered, instruction=said, marked=marked & ~covered)
+        columns = columns.to(self.device)
         ids, mask, places, covered = (one.to(self.device) for one in (ids, mask, places, covered))
         embeds = self.model.get_input_embeddings()(ids)
         if flat:  # row-major order of the places is the order of the features: row by row, left to right
@@ -329,13 +333,12 @@ class Adapter(ABC):
         index = (begins + lengths - width)[:, None] + torch.arange(width, device=rows.device)
         inside = index >= begins[:, None]
         index, lines = index.clamp(min=0), rows[:, None]
-        columns = batch.columns
-        said = None if columns.instruction is None else columns.instruction[lines, index] & inside
+        image, said, marked = batch.columns.keys(lambda one: one[lines, index] & inside)
         return Embedded(
             batch.embeds[lines, index],
             batch.mask[lines, index] * inside,
             batch.positions[..., lines, index],
-            replace(Columns.of_sequence(columns.image[lines, index] & inside), instruction=said),
+            replace(Columns.of_sequence(image), instruction=said, marked=marked),
             self.span_extra(batch.extra, lines, index, inside),
         )
 

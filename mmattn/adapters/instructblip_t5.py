@@ -93,7 +93,8 @@ class InstructBlipT5Adapter(InstructBlipAdapter):
         ids, mask = left_pad([row.ids[row.layout.prompt_length - 1 :] for row in rows], self.pad_token_id)
         ids, mask = ids.to(self.device), mask.to(self.device)
         extra = {"encoder_hidden_states": states, "encoder_attention_mask": prompt.seen}
-        columns = Columns.of_encoder(prompt.columns.image, ids.shape[1], prompt.columns.instruction)
+        known = prompt.columns
+        columns = Columns.of_encoder(known.image, ids.shape[1], known.instruction, known.marked)
         return Embedded(self.model.get_input_embeddings()(ids), mask, mask, columns, extra)
 
     def follow(self, batch: Embedded, tokens: torch.Tensor) -> Embedded:

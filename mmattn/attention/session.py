@@ -85,14 +85,14 @@ class Session:
         """The edits at work in `layer`, in a call with `keys` keys."""
         if self.columns is None:
             raise RuntimeError("an edit needs to know where the image tokens are")
-        image, said = self.columns.spread(keys)
+        image, said, marked = self.columns.spread(keys)
         known = self.columns.image.shape[1]
         found = []
         for number, edit in enumerate(self.edits):
             if edit.wants(layer, self.depth):
                 memory = self.memory.setdefault((number, layer), {})
                 states = self._states.get(layer) if edit.states else None
-                site = Site(layer, self.depth, image, said, states, memory, known, self.branches)
+                site = Site(layer, self.depth, image, said, states, memory, known, self.branches, marked)
                 found.append((edit, site, self.columns))
         return found
 

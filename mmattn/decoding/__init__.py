@@ -2,6 +2,7 @@
 
 from mmattn.decoding.avisc import AvisC
 from mmattn.decoding.boost import Boost
+from mmattn.decoding.emphasis import Emphasis, emphasise
 from mmattn.decoding.engine import Generation
 from mmattn.decoding.iava import IAVA
 from mmattn.decoding.icd import ICD
@@ -38,6 +39,7 @@ __all__ = [
     "Capture",
     "Card",
     "Combined",
+    "Emphasis",
     "Generation",
     "InstABoost",
     "Method",
@@ -46,6 +48,7 @@ __all__ = [
     "SplitSoftmax",
     "SpotLight",
     "Step",
+    "emphasise",
     "methods",
     "resolve",
     "split_methods",
