@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmattn.adapters import Mark
     from mmattn.api import load, wrap
+    from mmattn.custom import custom_generate
     from mmattn.decoding import VCD, Boost, Capture, Generation, Method, emphasise, methods
     from mmattn.editing import edit
     from mmattn.errors import MmattnError
@@ -28,6 +29,7 @@ __all__ = [
     "Mark",
     "Method",
     "MmattnError",
+    "custom_generate",
     "edit",
     "emphasise",
     "load",
@@ -47,6 +49,7 @@ _HOME = {
     "Mark": "mmattn.adapters",
     "Method": "mmattn.decoding",
     "MmattnError": "mmattn.errors",
+    "custom_generate": "mmattn.custom",
     "edit": "mmattn.editing",
     "emphasise": "mmattn.decoding",
     "load": "mmattn.api",

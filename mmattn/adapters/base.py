@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,6 +139,10 @@ class Adapter(ABC):
         Where image tokens are `mixed`, `shares` is filled, by the pictures' keys.
         """
 
+    def received(self, inputs: Mapping[str, torch.Tensor]) -> list[Pixels]:
+        """Pictures out of the processor's own output; their `size` is mostly not that of the original."""
+        return [Pixels(content_key(one), one, (one.shape[-1], one.shape[-2])) for one in inputs["pixel_values"].cpu()]
+
     def conditioned(self, pixels: Pixels, text: str) -> Pixels:  # noqa: ARG002
         """`pixels` as the prompt `text` makes them; for families whose features depend on the words, too."""
         return pixels
@@ -180,16 +185,31 @@ class Adapter(ABC):
         """Tokenise samples and preprocess their pictures, equal ones once (on the CPU)."""
         distinct = {key: img for one in samples for key, img in zip(one.image_keys, one.images, strict=True)}
         pixels = {one.key: one for one in self.preprocess(distinct)} if distinct else {}
-        return [self._prepare_one(sample, tuple(pixels[key] for key in sample.image_keys)) for sample in samples]
+        return [self.prepare_one(sample, tuple(pixels[key] for key in sample.image_keys)) for sample in samples]
 
-    def _prepare_one(self, sample: Sample, pixels: tuple[Pixels, ...]) -> Prepared:
+    def prepare_one(self, sample: Sample, pixels: tuple[Pixels, ...]) -> Prepared:
+        """Tokenise one sample whose pictures are preprocessed already."""
         if self.max_images is not None and len(pixels) > self.max_images:
             raise MmattnError(
                 f"{self.family} takes {self.max_images} picture per prompt, not {len(pixels)}",
                 "Ask about one at a time, or use another model.",
             )
-        counts, grids = zip(*map(self.views, pixels), strict=True) if pixels else ((), ())
+        counts = [self.views(one)[0] for one in pixels]
         read = self.tokenised(sample, counts)
+        found = self.laid_out(read, pixels)
+        marked = {
+            token for one in sample.marks for token in one.tokens(found.layout, read.text, read.offsets, read.said)
+        }
+        pixels = tuple(self.conditioned(one, read.text) for one in pixels)
+        return replace(found, pixels=pixels, layout=replace(found.layout, marked=tuple(sorted(marked))))
+
+    def laid_out(self, read: Tokenised, pixels: tuple[Pixels, ...]) -> Prepared:
+        """Tokens with their pictures in place.
+
+        Raises:
+            MmattnError: there are more tokens than the model holds.
+        """
+        counts, grids = zip(*map(self.views, pixels), strict=True) if pixels else ((), ())
         ids, prompt_length = read.ids, read.prompt_length
         if len(ids) > self.window:
             raise MmattnError(
@@ -207,10 +227,11 @@ class Adapter(ABC):
             for one, start, count, views in zip(pixels, starts, counts, grids, strict=True)
         )
         layout = Layout(len(ids), prompt_length, images, covering(read.offsets[:prompt_length], read.said))
-        marked = {token for one in sample.marks for token in one.tokens(layout, read.text, read.offsets, read.said)}
-        layout = replace(layout, marked=tuple(sorted(marked)))
-        pixels = tuple(self.conditioned(one, read.text) for one in pixels)
         return Prepared(torch.tensor(ids), pixels, layout, read.text, read.offsets, read.said)
+
+    def completed(self, ids: list[int]) -> list[int]:
+        """The tokens of a prompt, from those that the processor makes of it."""
+        return ids
 
     def tokenised(self, sample: Sample, counts: Sequence[int]) -> Tokenised:
         """Prompt and answer in tokens, pictures of `counts` image tokens in their places."""
@@ -382,6 +403,11 @@ class Adapter(ABC):
             if candidate is not None:
                 return int(candidate)
         return 0
+
+
+def content_key(values: torch.Tensor) -> str:
+    """Names a picture by what the processor made of it."""
+    return hashlib.sha256(values.float().numpy().tobytes()).hexdigest()
 
 
 def left_pad(rows: Sequence[torch.Tensor], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

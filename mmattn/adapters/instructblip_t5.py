@@ -59,11 +59,13 @@ class InstructBlipT5Adapter(InstructBlipAdapter):
 
     def tokenised(self, sample: Sample, counts: Sequence[int]) -> Tokenised:
         read = super().tokenised(sample, counts)
-        start = self.model.config.text_config.decoder_start_token_id
         at = read.prompt_length
         end = (len(read.text), len(read.text))
-        ids, offsets = [*read.ids[:at], start, *read.ids[at:]], (*read.offsets[:at], end, *read.offsets[at:])
+        ids, offsets = self.completed(read.ids[:at]) + read.ids[at:], (*read.offsets[:at], end, *read.offsets[at:])
         return Tokenised(ids, offsets, at + 1, read.text, read.said)
+
+    def completed(self, ids: list[int]) -> list[int]:
+        return [*ids, self.model.config.text_config.decoder_start_token_id]
 
     def stock_inputs(self, picture: Image.Image, prompt: str) -> dict[str, torch.Tensor]:
         start = torch.tensor([[self.model.config.text_config.decoder_start_token_id]])

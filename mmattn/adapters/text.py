@@ -23,7 +23,7 @@ FALLBACK_TEMPLATE = (
 _EMPTY = MmattnError("The prompt is empty", 'Ask something, for example "Describe the image."')
 
 # Stands for the user's words where their place in the rendered prompt is not plain.
-_MARK = "\ue000words\ue001"
+MARK = "\ue000words\ue001"
 
 
 # For models that take the bare words.
@@ -86,7 +86,7 @@ def _with_words(
     words = words if words in text else words.strip()  # some templates strip them
     start = text.find(words)
     if text.count(words) > 1:
-        start = _expanded(processor, _MARK, image_token, lengths, fallback).find(_MARK)
+        start = _expanded(processor, MARK, image_token, lengths, fallback).find(MARK)
     return text, (start, start + len(words)) if text[start : start + len(words)] == words else (0, len(text))
 
 
