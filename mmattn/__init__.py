@@ -6,8 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmattn.adapters import Mark
     from mmattn.api import load, wrap
-    from mmattn.decoding import VCD, Boost, Capture, Generation, Method, methods
+    from mmattn.custom import custom_generate
+    from mmattn.decoding import VCD, Boost, Capture, Generation, Method, emphasise, methods
     from mmattn.editing import edit
     from mmattn.errors import MmattnError
     from mmattn.grounding import Attention, Grounding
@@ -24,9 +26,12 @@ __all__ = [
     "Capture",
     "Generation",
     "Grounding",
+    "Mark",
     "Method",
     "MmattnError",
+    "custom_generate",
     "edit",
+    "emphasise",
     "load",
     "methods",
     "open_image",
@@ -41,9 +46,12 @@ _HOME = {
     "Capture": "mmattn.decoding",
     "Generation": "mmattn.decoding",
     "Grounding": "mmattn.grounding",
+    "Mark": "mmattn.adapters",
     "Method": "mmattn.decoding",
     "MmattnError": "mmattn.errors",
+    "custom_generate": "mmattn.custom",
     "edit": "mmattn.editing",
+    "emphasise": "mmattn.decoding",
     "load": "mmattn.api",
     "methods": "mmattn.decoding",
     "open_image": "mmattn.images",

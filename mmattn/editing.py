@@ -14,19 +14,26 @@ from transformers import PreTrainedModel
 from mmattn.adapters import Adapter, adapter_for
 from mmattn.attention import Columns, Session
 from mmattn.attention.session import entered
-from mmattn.decoding.method import Method
+from mmattn.custom import custom_generate, decoding
+from mmattn.decoding.method import Combined, Method
 from mmattn.decoding.registry import resolve
 from mmattn.errors import MmattnError
 
 
 @contextmanager
-def edit(model: PreTrainedModel, *methods: str | Method) -> Iterator[None]:
+def edit(
+    model: PreTrainedModel, *methods: str | Method, processor: Any = None, emphasise: Any = None, seed: int = 0
+) -> Iterator[None]:
     """Within the context, `model` attends as the methods say: in its own `generate`, `forward`, anything.
 
     Args:
         model: a transformers model of a supported family; restored on leaving, also through an exception.
         methods: names or instances that edit attention, applied in order. Methods that need further branches
-            or other pictures cannot work inside a single plain forward; use `VLM.generate(method=...)` for those.
+            cannot work inside a single plain forward.
+        processor: the model's. With it, every method but those that repaint pictures is welcome, also one that steers
+            to words: `model.generate` then decodes as `mmattn.custom_generate` does, and `model.forward` stays plain.
+        emphasise: with a processor, as for `VLM.generate`.
+        seed: with a processor, of the random draws.
 
     Other threads do not see the edits. Prompts must come as `input_ids`, which tell where the image tokens are.
     Generation that transformers compiles (a static cache on a GPU) needs `disable_compile=True`.
@@ -35,11 +42,18 @@ def edit(model: PreTrainedModel, *methods: str | Method) -> Iterator[None]:
         MmattnError: unsupported family, unknown method, or one that is more than an edit.
     """
     chosen = [resolve(one) for one in methods]
+    if processor is not None:
+        method = Combined(tuple(chosen)) if len(chosen) > 1 else (chosen or [Method()])[0]
+        with decoding(model, custom_generate(method, processor, emphasise=emphasise, seed=seed)):
+            yield
+        return
+    if emphasise is not None:
+        raise MmattnError("Token ids do not tell what is emphasised", "Pass processor=..., too.")
     for one in chosen:
         if one.rules or one.branches() or one.repaints:
             raise MmattnError(
                 f"{one.label} is more than an edit of attention, which is all that a plain forward can take",
-                "Use mmattn.wrap(model, processor).generate(..., method=...).",
+                "Pass processor=... to have it in `generate`, or use mmattn.wrap(model, processor).generate(...).",
             )
     adapter = adapter_for(model, None)
     session = adapter.session(edits=[change for one in chosen for change in one.edits()])

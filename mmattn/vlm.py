@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any, overload
 
 from PIL import Image
@@ -13,10 +12,12 @@ from transformers import PreTrainedModel
 
 from mmattn.adapters import Sample, adapter_for
 from mmattn.checks import whole
-from mmattn.decoding.engine import Generation, Options, Request, run
+from mmattn.decoding.emphasis import joined, marked
+from mmattn.decoding.engine import Generation, Options, run
 from mmattn.decoding.method import Method
 from mmattn.decoding.recorder import Capture
 from mmattn.decoding.registry import resolve
+from mmattn.decoding.requests import requests_of
 from mmattn.decoding.sampling import Sampling, sample_keys
 from mmattn.errors import MmattnError
 from mmattn.grounding.attention import Attention, RowChoice, Selection, attend
@@ -72,6 +73,7 @@ class VLM:
         top_k: int = 0,
         stop_token_ids: Sequence[int] | None = None,
         keys: Sequence[str] | None = None,
+        emphasise: Any = None,
         capture: Capture | None = None,
         fast: bool = True,
         share: bool = True,
@@ -93,6 +95,8 @@ class VLM:
             do_sample, temperature, top_p, top_k: see `Sampling`.
             stop_token_ids: replaces the model's own end-of-sequence tokens.
             keys: names of the prompts' random streams, in place of their content; equal keys draw alike.
+            emphasise: words of the prompt, boxes or pictures that attention is steered to: see `mmattn.emphasise`. What
+                is given without a strength is for the method to steer to, or for InstABoost at its default.
             capture: which attention rows to keep while generating, `Capture()` for all; each answer then has them as
                 `attention`, one row per generated token: the one that decided it. Of the plain branch, as edited.
             fast: on a GPU, decode by fused kernels that are captured once and replayed, where the model allows it;
@@ -108,8 +112,9 @@ class VLM:
             MmattnError: unreadable picture, empty prompt, unknown method, or a setting out of range.
         """
         longest, size = whole("max_new_tokens", max_new_tokens, 1), whole("batch_size", batch_size, 1)
+        steered, what = joined(resolve(method), emphasise)
         options = Options(
-            method=resolve(method),
+            method=steered,
             sampling=Sampling(do_sample, temperature, top_p, top_k),
             stop_ids=self._stop_ids(stop_token_ids),
             seed=seed,
@@ -117,40 +122,14 @@ class VLM:
             fast=fast,
             share=share,
         )
-        samples = _samples(images, prompts)
-        if any(branch.pixels or branch.hidden for branch in options.method.branches()) and not all(
-            one.images for one in samples
-        ):
-            raise MmattnError(f"{options.method.label} needs a picture with every prompt", "Use method='greedy'.")
+        samples = marked(samples_of(images, prompts), what, isinstance(prompts, str))
+        require_pictures(options.method, samples)
         names = sample_keys(samples) if keys is None else [(key, 0) for key in keys]
         if len(names) != len(samples):
             raise MmattnError(f"There are {len(names)} keys for {len(samples)} prompts", "Give one key per prompt.")
         shown = options.method.shown(self, samples, size)
-        requests = self._requests(samples, shown, names, options.method, longest)
+        requests = requests_of(self.adapter, options.method, samples, shown, names, longest, self.adapter.prepare)
         return run(self.adapter, requests, options, size, on_done)
-
-    def _requests(
-        self,
-        samples: Sequence[Sample],
-        shown: Sequence[Sample],
-        names: Sequence[tuple[str, int]],
-        method: Method,
-        longest: int,
-    ) -> list[Request]:
-        """The samples, with what every branch and probe of the method sees of those that are `shown`, in tokens."""
-        changes = [branch.sample for branch in method.branches()]
-        probes = method.probes()
-        changes += probes.values()
-        seen = [[one, *(change(one) if change else one for change in changes)] for one in shown]
-        prepared = iter(self.adapter.prepare([one for row in seen for one in row]))
-        requests = []
-        for sample, (key, repeat) in zip(samples, names, strict=True):
-            plain, *rest = islice(prepared, 1 + len(changes))
-            others = tuple(rest[: len(rest) - len(probes)])
-            room = min(longest, *(self.adapter.room(one) for one in (plain, *others)))
-            looked = dict(zip(probes, rest[len(others) :], strict=True))
-            requests.append(Request(sample, plain, key, repeat, room, others, looked))
-        return requests
 
     def attend(
         self,
@@ -161,6 +140,7 @@ class VLM:
         rows: RowChoice | None = None,
         layers: Selection = None,
         method: str | Method = "greedy",
+        emphasise: Any = None,
     ) -> Attention:
         """Where chosen tokens look: their attention on the image tokens, from one forward call.
 
@@ -175,6 +155,7 @@ class VLM:
             layers: decoder layers to keep, in this order; all by default.
             method: the attention as this method edits it, on the pictures as it shows them; its other branches play no
                 part.
+            emphasise: as in `generate`.
 
         Returns:
             `Attention` with weights (layers, heads, rows, image_tokens) float32 on the CPU.
@@ -185,7 +166,8 @@ class VLM:
         sample = Sample(_pictures(image), prompt, ids)
         if not sample.images:
             raise MmattnError("There is no picture to look at", "Pass an image.")
-        chosen = resolve(method)
+        chosen, what = joined(resolve(method), emphasise)
+        sample = marked([sample], what, single=True)[0]
         return attend(self.adapter, chosen.shown(self, [sample], 1)[0], rows, layers, chosen.edits())
 
     @overload
@@ -289,7 +271,14 @@ def _pictures(images: Any, opened: dict[str, Image.Image] | None = None) -> tupl
     return (opened[str(images)],)
 
 
-def _samples(images: Any, prompts: str | Sequence[str]) -> list[Sample]:
+def require_pictures(method: Method, samples: Sequence[Sample]) -> None:
+    """Raises MmattnError where `method` changes pictures that are not there."""
+    if any(branch.pixels or branch.hidden for branch in method.branches()) and not all(one.images for one in samples):
+        raise MmattnError(f"{method.label} needs a picture with every prompt", "Use method='greedy'.")
+
+
+def samples_of(images: Any, prompts: str | Sequence[str]) -> list[Sample]:
+    """What `VLM.generate` makes of pictures and prompts."""
     if not isinstance(prompts, (str, Sequence)):
         raise MmattnError(f"prompts must be text or a list of texts, not {type(prompts).__name__}")
     words = [prompts] if isinstance(prompts, str) else list(prompts)

@@ -29,6 +29,8 @@ FULL = [
     (STRONG["act"] + "+" + STRONG["sid"], None),
     (STRONG["var"] + "+" + STRONG["pasta"] + "+dola(layers='2 0', norm=1, beta=0.001)", mmattn.Capture(device=None)),
 ]
+# What each of the three samples emphasises, where a method steers.
+MARKS = ["what", [(0, 0, 30, 30), "left"], None]
 
 
 @contextmanager
@@ -101,7 +103,7 @@ def generate(family: str, device: str, tokens: int) -> None:
     assert len(LANES._kept[model]) == 2, "the third call should have used the first one's lane"
     kept = mmattn.Capture(layers=[2, 0], heads=[1], tokens=[0, 2], device=None)
     for method, capture in [("boost(strength=3)+vcd", kept), *FULL]:
-        settings = {"method": method, "max_new_tokens": tokens}
+        settings = {"method": method, "max_new_tokens": tokens, "emphasise": MARKS if "pasta" in method else None}
         expected = vlm.generate(pictures, words, fast=False, capture=capture, **settings)
         with recording(Lane, "finish") as finished:
             found = vlm.generate(pictures, words, capture=capture, **settings)

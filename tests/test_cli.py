@@ -59,6 +59,23 @@ def test_generate(folder: Path, capsys: Any, monkeypatch: Any) -> None:
     assert out.count("\tq\t") == 2
 
 
+def test_emphasis(folder: Path, capsys: Any, monkeypatch: Any) -> None:
+    words = ["generate", folder / "0.png", "-p", "what?", "-p", "what is it?", "--model", folder / "model", "--json"]
+    words += ["--max-new-tokens", 4]
+
+    def answers(*more: Any) -> list[str]:
+        return [row["text"] for row in json.loads(run(capsys, monkeypatch, *words, *more)[1])["answers"]]
+
+    plain = answers()
+    marked = answers("--emphasise", "what", "--emphasise-box", "20,10,60,50", "--strength", 500)
+    assert marked != plain
+    assert (
+        answers("--emphasise", "what", "--emphasise-box", "20,10,60,50", "--method", "instaboost(strength=500)")
+        == marked
+    )
+    assert answers("--emphasise", "what", "--strength", 1, "--by", "pasta") == plain
+
+
 def test_attend_writes_the_picture(folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     target = tmp_path / "new" / "map.png"
     code, out, _ = run(
@@ -104,6 +121,9 @@ BAD = [
     (["generate", "{folder}/0.png", "{folder}/1.png", "-p", "a", "-p", "b", "-p", "c"], "2 pictures and 3 prompts"),
     (["attend", "{folder}/0.png", "-p", "q", "--rows", "zebra"], "do not stand in the prompt"),
     (["attend", "{folder}/0.png", "-p", "q", "--layer", "9"], "no layer 9"),
+    (["generate", "{folder}/0.png", "-p", "q", "--emphasise-box", "1,2,x"], "Cannot read the box '1,2,x'"),
+    (["generate", "{folder}/0.png", "-p", "q", "--strength", "3"], "nothing to emphasise"),
+    (["attend", "{folder}/0.png", "-p", "q", "--emphasise", "r"], "do not stand in the prompt"),
     (["attend", "{folder}/0.png", "-p", "q", "--out", "/proc/none/x.png"], "Cannot write"),
     (["generate", "{folder}/0.png", "-p", "q", "--sample", "--temperature", "nan"], "temperature"),
     (["generate", "{folder}/0.png", "-p", "q", "--method", "vcd(alpha=1e999)"], "VCD alpha"),

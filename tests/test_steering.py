@@ -118,10 +118,11 @@ def test_what_is_the_same(family: mmattn.VLM, pictures: list[Any]) -> None:
 def test_generated_tokens_are_no_part_of_the_prompt(vlm: mmattn.VLM, pictures: list[Any]) -> None:
     edit = PASTA(0.5).edits()[0]
     image = torch.zeros(1, 1, 1, 5, dtype=torch.bool)
-    prefill = mmattn.attention.Site(0, 3, image, image, known=3)
+    said = torch.tensor([False, True, False, False, False])[None, None, None]
+    prefill = mmattn.attention.Site(0, 3, image, said, known=3)
     edit.scores(torch.zeros(1, 1, 1, 5), prefill)
-    new = edit.scores(torch.zeros(1, 1, 1, 5), mmattn.attention.Site(0, 3, image, image, memory=prefill.memory))
-    assert (new != 0).flatten().tolist() == [True, True, True, False, False]
+    new = edit.scores(torch.zeros(1, 1, 1, 5), mmattn.attention.Site(0, 3, image, said, memory=prefill.memory))
+    assert (new != 0).flatten().tolist() == [True, False, True, False, False]
 
 
 def test_plain_transformers_knows_pictures_only(vlm: mmattn.VLM, pictures: list[Any]) -> None:

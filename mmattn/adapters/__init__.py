@@ -12,6 +12,7 @@ from mmattn.adapters.instructblip import InstructBlipAdapter
 from mmattn.adapters.layout import Affine, ImageLayout, Layout, View
 from mmattn.adapters.llava import LlavaAdapter
 from mmattn.adapters.llava_next import LlavaNextAdapter
+from mmattn.adapters.marks import Mark
 from mmattn.adapters.qwen_vl import QwenVLAdapter
 from mmattn.adapters.sample import Sample
 from mmattn.errors import MmattnError
@@ -26,6 +27,7 @@ __all__ = [
     "Embedded",
     "ImageLayout",
     "Layout",
+    "Mark",
     "Pixels",
     "Prepared",
     "Sample",

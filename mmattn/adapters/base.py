@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,6 +139,10 @@ class Adapter(ABC):
         Where image tokens are `mixed`, `shares` is filled, by the pictures' keys.
         """
 
+    def received(self, inputs: Mapping[str, torch.Tensor]) -> list[Pixels]:
+        """Pictures out of the processor's own output; their `size` is mostly not that of the original."""
+        return [Pixels(content_key(one), one, (one.shape[-1], one.shape[-2])) for one in inputs["pixel_values"].cpu()]
+
     def conditioned(self, pixels: Pixels, text: str) -> Pixels:  # noqa: ARG002
         """`pixels` as the prompt `text` makes them; for families whose features depend on the words, too."""
         return pixels
@@ -191,16 +196,31 @@ class Adapter(ABC):
         """Tokenise samples and preprocess their pictures, equal ones once (on the CPU)."""
         distinct = {key: img for one in samples for key, img in zip(one.image_keys, one.images, strict=True)}
         pixels = {one.key: one for one in self.preprocess(distinct)} if distinct else {}
-        return [self._prepare_one(sample, tuple(pixels[key] for key in sample.image_keys)) for sample in samples]
+        return [self.prepare_one(sample, tuple(pixels[key] for key in sample.image_keys)) for sample in samples]
 
-    def _prepare_one(self, sample: Sample, pixels: tuple[Pixels, ...]) -> Prepared:
+    def prepare_one(self, sample: Sample, pixels: tuple[Pixels, ...]) -> Prepared:
+        """Tokenise one sample whose pictures are preprocessed already."""
         if self.max_images is not None and len(pixels) > self.max_images:
             raise MmattnError(
                 f"{self.family} takes {self.max_images} picture per prompt, not {len(pixels)}",
                 "Ask about one at a time, or use another model.",
             )
-        counts, grids = zip(*map(self.views, pixels), strict=True) if pixels else ((), ())
+        counts = [self.views(one)[0] for one in pixels]
         read = self.tokenised(sample, counts)
+        found = self.laid_out(read, pixels)
+        marked = {
+            token for one in sample.marks for token in one.tokens(found.layout, read.text, read.offsets, read.said)
+        }
+        pixels = tuple(self.conditioned(one, read.text) for one in pixels)
+        return replace(found, pixels=pixels, layout=replace(found.layout, marked=tuple(sorted(marked))))
+
+    def laid_out(self, read: Tokenised, pixels: tuple[Pixels, ...]) -> Prepared:
+        """Tokens with their pictures in place.
+
+        Raises:
+            MmattnError: there are more tokens than the model holds.
+        """
+        counts, grids = zip(*map(self.views, pixels), strict=True) if pixels else ((), ())
         ids, prompt_length = read.ids, read.prompt_length
         if len(ids) > self.window:
             raise MmattnError(
@@ -218,8 +238,11 @@ class Adapter(ABC):
             for one, start, count, views in zip(pixels, starts, counts, grids, strict=True)
         )
         layout = Layout(len(ids), prompt_length, images, covering(read.offsets[:prompt_length], read.said))
-        pixels = tuple(self.conditioned(one, read.text) for one in pixels)
         return Prepared(torch.tensor(ids), pixels, layout, read.text, read.offsets, read.said)
+
+    def completed(self, ids: list[int]) -> list[int]:
+        """The tokens of a prompt, from those that the processor makes of it."""
+        return ids
 
     def tokenised(self, sample: Sample, counts: Sequence[int]) -> Tokenised:
         """Prompt and answer in tokens, pictures of `counts` image tokens in their places."""
@@ -294,12 +317,13 @@ class Adapter(ABC):
         """Left-pad rows of ids, embed them, and put features at the image tokens that `prepared` tells."""
         ids, mask = left_pad(rows, self.pad_token_id)
         # Places come from the layout: an answer that holds a placeholder token stays an answer.
-        places, covered, said = (torch.zeros_like(mask, dtype=torch.bool) for _ in range(3))
+        places, covered, said, marked = (torch.zeros_like(mask, dtype=torch.bool) for _ in range(4))
         for index, (row, one) in enumerate(zip(rows, prepared, strict=True)):
             before = ids.shape[1] - len(row)
             tokens = torch.tensor(one.layout.image_tokens, dtype=torch.long) + before
             places[index, tokens] = True
             said[index, [before + token for token in one.layout.instruction]] = True
+            marked[index, [before + token for token in one.layout.marked]] = True
             unseen = hidden[index] if hidden is not None else None
             if unseen is not None:
                 covered[index, tokens[unseen.cpu()]] = True
@@ -311,7 +335,8 @@ class Adapter(ABC):
                 "Use the processor that belongs to the model.",
             )
         columns = Columns.of_sequence(places)
-        columns = replace(columns, image=places & ~covered, instruction=said).to(self.device)
+        columns = replace(columns, image=places & ~covered, instruction=said, marked=marked & ~covered)
+        columns = columns.to(self.device)
         ids, mask, places, covered = (one.to(self.device) for one in (ids, mask, places, covered))
         embeds = self.model.get_input_embeddings()(ids)
         if flat:  # row-major order of the places is the order of the features: row by row, left to right
@@ -344,13 +369,12 @@ class Adapter(ABC):
         index = (begins + lengths - width)[:, None] + torch.arange(width, device=rows.device)
         inside = index >= begins[:, None]
         index, lines = index.clamp(min=0), rows[:, None]
-        columns = batch.columns
-        said = None if columns.instruction is None else columns.instruction[lines, index] & inside
+        image, said, marked = batch.columns.keys(lambda one: one[lines, index] & inside)
         return Embedded(
             batch.embeds[lines, index],
             batch.mask[lines, index] * inside,
             batch.positions[..., lines, index],
-            replace(Columns.of_sequence(columns.image[lines, index] & inside), instruction=said),
+            replace(Columns.of_sequence(image), instruction=said, marked=marked),
             self.span_extra(batch.extra, lines, index, inside),
         )
 
@@ -394,6 +418,11 @@ class Adapter(ABC):
             if candidate is not None:
                 return int(candidate)
         return 0
+
+
+def content_key(values: torch.Tensor) -> str:
+    """Names a picture by what the processor made of it."""
+    return hashlib.sha256(values.float().numpy().tobytes()).hexdigest()
 
 
 def left_pad(rows: Sequence[torch.Tensor], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

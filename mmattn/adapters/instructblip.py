@@ -34,6 +34,12 @@ class InstructBlipAdapter(Adapter):
         values = self.processor.image_processor(images=list(pictures.values()), return_tensors="pt")["pixel_values"]
         return [Pixels(key, one, pictures[key].size) for key, one in zip(pictures, values, strict=True)]
 
+    def received(self, inputs: Mapping[str, torch.Tensor]) -> list[Pixels]:
+        asked = zip(inputs["qformer_input_ids"].cpu(), inputs["qformer_attention_mask"].cpu().bool(), strict=True)
+        words = [ids[mask] for ids, mask in asked]
+        found = zip(super().received(inputs), words, strict=True)
+        return [replace(one, key=f"{one.key} {ids.tolist()}", words=ids) for one, ids in found]
+
     def conditioned(self, pixels: Pixels, text: str) -> Pixels:
         """The Q-Former reads the prompt, so features depend on it, too."""
         words = torch.tensor(self.processor.qformer_tokenizer(text)["input_ids"])

@@ -64,11 +64,13 @@ class InstructBlipT5Adapter(InstructBlipAdapter):
 
     def tokenised(self, sample: Sample, counts: Sequence[int]) -> Tokenised:
         read = super().tokenised(sample, counts)
-        start = self.model.config.text_config.decoder_start_token_id
         at = read.prompt_length
         end = (len(read.text), len(read.text))
-        ids, offsets = [*read.ids[:at], start, *read.ids[at:]], (*read.offsets[:at], end, *read.offsets[at:])
+        ids, offsets = self.completed(read.ids[:at]) + read.ids[at:], (*read.offsets[:at], end, *read.offsets[at:])
         return Tokenised(ids, offsets, at + 1, read.text, read.said)
+
+    def completed(self, ids: list[int]) -> list[int]:
+        return [*ids, self.model.config.text_config.decoder_start_token_id]
 
     def stock_inputs(self, picture: Image.Image, prompt: str) -> dict[str, torch.Tensor]:
         start = torch.tensor([[self.model.config.text_config.decoder_start_token_id]])
@@ -98,7 +100,8 @@ class InstructBlipT5Adapter(InstructBlipAdapter):
         ids, mask = left_pad([row.ids[row.layout.prompt_length - 1 :] for row in rows], self.pad_token_id)
         ids, mask = ids.to(self.device), mask.to(self.device)
         extra = {"encoder_hidden_states": states, "encoder_attention_mask": prompt.seen}
-        columns = Columns.of_encoder(prompt.columns.image, ids.shape[1], prompt.columns.instruction)
+        known = prompt.columns
+        columns = Columns.of_encoder(known.image, ids.shape[1], known.instruction, known.marked)
         return Embedded(self.model.get_input_embeddings()(ids), mask, mask, columns, extra)
 
     def follow(self, batch: Embedded, tokens: torch.Tensor) -> Embedded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,6 +52,21 @@ class View:
         starts = [self.start + row * (self.columns + self.gap) for row in range(self.rows)]
         return [start + column for start in starts for column in range(self.columns)]
 
+    def tokens_in(self, box: tuple[float, float, float, float]) -> list[int]:
+        """Tokens of the cells whose centres lie in `box` (x0, y0, x1, y1) of original pixels; if it holds no centre,
+        of the cell at its own.
+        """
+        left, top = self.to_pixels.cell(box[0], box[1])
+        right, bottom = self.to_pixels.cell(box[2], box[3])
+        across = [column for column in range(self.columns) if left <= column + 0.5 < right]
+        down = [row for row in range(self.rows) if top <= row + 0.5 < bottom]
+        if not across or not down:
+            column, row = math.floor((left + right) / 2), math.floor((top + bottom) / 2)
+            across = [column] if 0 <= column < self.columns else []
+            down = [row] if 0 <= row < self.rows else []
+        tokens = self.tokens
+        return [tokens[row * self.columns + column] for row in down for column in across]
+
     def shifted(self, by: int) -> View:
         return replace(self, start=self.start + by)
 
@@ -92,12 +108,14 @@ class Layout:
         prompt_length: tokens before the answer; equal to `length` without one.
         images: the pictures, in the order of the prompt.
         instruction: tokens that hold the user's words.
+        marked: tokens that hold what the user marked.
     """
 
     length: int
     prompt_length: int
     images: tuple[ImageLayout, ...]
     instruction: range = range(0)
+    marked: tuple[int, ...] = ()
 
     @property
     def system(self) -> range:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 
-from mmattn.adapters.base import Pixels, Shares
+from mmattn.adapters.base import Pixels, Shares, content_key
 from mmattn.adapters.layout import Affine, View
 from mmattn.adapters.llava import LlavaAdapter
 
@@ -28,6 +28,14 @@ class LlavaNextAdapter(LlavaAdapter):
             tiles = (height // one.shape[-2]) * (width // one.shape[-1])
             kept.append(Pixels(key, one[: 1 + tiles], picture.size))  # the processor fills up to the largest picture
         return kept
+
+    def received(self, inputs: Mapping[str, torch.Tensor]) -> list[Pixels]:
+        found = []
+        for one, (height, width) in zip(inputs["pixel_values"].cpu(), inputs["image_sizes"].tolist(), strict=True):
+            full = self._resolution((width, height))
+            tiles = (full[0] // one.shape[-2]) * (full[1] // one.shape[-1])
+            found.append(Pixels(content_key(one[: 1 + tiles]), one[: 1 + tiles], (width, height)))
+        return found
 
     def views(self, pixels: Pixels) -> tuple[int, tuple[View, ...]]:
         width, height = pixels.size

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mmattn.adapters.base import Adapter, Added, Pixels, Prepared, Shares
+from mmattn.adapters.base import Adapter, Added, Pixels, Prepared, Shares, content_key
 from mmattn.adapters.layout import Affine, View
 
 
@@ -29,6 +29,15 @@ class QwenVLAdapter(Adapter):
         return [
             Pixels(key, one, picture.size, (grid[0], grid[1], grid[2]))
             for (key, picture), one, grid in zip(pictures.items(), values, grids, strict=True)
+        ]
+
+    def received(self, inputs: Mapping[str, torch.Tensor]) -> list[Pixels]:
+        grids = [(int(t), int(rows), int(columns)) for t, rows, columns in inputs["image_grid_thw"]]
+        values = torch.split(inputs["pixel_values"].cpu(), [t * rows * columns for t, rows, columns in grids])
+        patch = int(self.model.config.vision_config.patch_size)
+        return [
+            Pixels(content_key(one), one, (grid[2] * patch, grid[1] * patch), grid)
+            for one, grid in zip(values, grids, strict=True)
         ]
 
     def views(self, pixels: Pixels) -> tuple[int, tuple[View, ...]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmattn.adapters.sample import Sample
 from mmattn.errors import MmattnError
+
+if TYPE_CHECKING:
+    from mmattn.adapters.sample import Sample  # whose marks look for words
 
 # What LLaVA-1.5 was trained on; used when a processor carries no chat template.
 FALLBACK_TEMPLATE = (
@@ -20,7 +23,7 @@ FALLBACK_TEMPLATE = (
 _EMPTY = MmattnError("The prompt is empty", 'Ask something, for example "Describe the image."')
 
 # Stands for the user's words where their place in the rendered prompt is not plain.
-_MARK = "\ue000words\ue001"
+MARK = "\ue000words\ue001"
 
 
 # For models that take the bare words.
@@ -83,7 +86,7 @@ def _with_words(
     words = words if words in text else words.strip()  # some templates strip them
     start = text.find(words)
     if text.count(words) > 1:
-        start = _expanded(processor, _MARK, image_token, lengths, fallback).find(_MARK)
+        start = _expanded(processor, MARK, image_token, lengths, fallback).find(MARK)
     return text, (start, start + len(words)) if text[start : start + len(words)] == words else (0, len(text))
 
 
@@ -104,6 +107,16 @@ def _expanded(processor: Any, words: str, image_token: str, lengths: Sequence[in
         )
     runs = [image_token * length for length in lengths] + [""]
     return "".join(piece + run for piece, run in zip(pieces, runs, strict=True))
+
+
+def find_words(words: str, text: str, within: tuple[int, int]) -> list[tuple[int, int]]:
+    """Character ranges of `words` in a part of `text`: as whole words, or else anywhere; capitals aside."""
+    literal = re.escape(words.strip())
+    for pattern in (rf"(?<!\w){literal}(?!\w)", literal) if literal else ():
+        found = [match.span() for match in re.compile(pattern, re.IGNORECASE).finditer(text, *within)]
+        if found:
+            return found
+    return []
 
 
 def covering(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> range:

@@ -48,6 +48,7 @@ class Site:
         known: keys that hold tokens, at the prefill; static caches have more.
         view: the call's other rows; only for edits that ask for them, and None in a call of one token.
         branches: names of the K branches; row b * K + k of the batch is branch k of sample b.
+        marked: (B, 1, 1, S) bool, True on keys that hold what the user marked; None where nobody told.
     """
 
     layer: int
@@ -59,6 +60,7 @@ class Site:
     known: int = 0
     branches: tuple[str, ...] = ("plain",)
     view: View | None = None
+    marked: torch.Tensor | None = None
 
     def recall(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What `make` gave at the prefill."""
@@ -161,6 +163,7 @@ class Columns:
         valid: (B, R) bool, False where a sample has no such row.
         cross: the keys are an encoder's: they do not grow, and every query comes after them.
         instruction: (B, S) bool, keys that hold the user's words; None where nobody told.
+        marked: (B, S) bool, keys that hold what the user marked; None where nobody told.
     """
 
     image: torch.Tensor
@@ -168,6 +171,7 @@ class Columns:
     valid: torch.Tensor
     cross: bool = False
     instruction: torch.Tensor | None = None
+    marked: torch.Tensor | None = None
 
     @classmethod
     def of_sequence(cls, image: torch.Tensor, queries: int | None = None) -> Columns:
@@ -182,16 +186,21 @@ class Columns:
         return cls(image, rows, (count > 0)[:, None].expand_as(rows))
 
     @classmethod
-    def of_encoder(cls, image: torch.Tensor, queries: int = 1, instruction: torch.Tensor | None = None) -> Columns:
+    def of_encoder(
+        cls,
+        image: torch.Tensor,
+        queries: int = 1,
+        instruction: torch.Tensor | None = None,
+        marked: torch.Tensor | None = None,
+    ) -> Columns:
         """For cross-attention to image tokens at `image` (B, S)."""
-        return cls(image, *_all_rows(image, queries), cross=True, instruction=instruction)
+        return cls(image, *_all_rows(image, queries), cross=True, instruction=instruction, marked=marked)
 
     def next(self, queries: int = 1) -> Columns:
         """For the call on the `queries` text tokens that follow."""
         more = 0 if self.cross else queries
-        image = torch.nn.functional.pad(self.image, (0, more))
-        said = None if self.instruction is None else torch.nn.functional.pad(self.instruction, (0, more))
-        return Columns(image, *_all_rows(image, queries), self.cross, said)
+        image, said, marked = self.keys(lambda one: torch.nn.functional.pad(one, (0, more)))
+        return Columns(image, *_all_rows(image, queries), self.cross, said, marked)
 
     def everywhere(self, queries: int) -> Columns:
         """With all `queries` rows of the current call."""
@@ -205,22 +214,26 @@ class Columns:
         """Of these rows of the batch."""
         return self._each(lambda one: one.index_select(0, rows))
 
+    def keys(
+        self, change: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """`image`, `instruction` and `marked` after a change of each."""
+        said, marked = (None if one is None else change(one) for one in (self.instruction, self.marked))
+        return change(self.image), said, marked
+
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Columns:
-        said = None if self.instruction is None else change(self.instruction)
-        return Columns(change(self.image), change(self.rows), change(self.valid), self.cross, said)
+        image, said, marked = self.keys(change)
+        return Columns(image, change(self.rows), change(self.valid), self.cross, said, marked)
 
     def eligible(self, rows: torch.Tensor) -> torch.Tensor:
         """Whether an edit may change `rows` (B, R): (B, R) bool."""
         same = (rows[:, :, None] == self.rows[:, None, :]) & self.valid[:, None, :]
         return same.any(-1)
 
-    def spread(self, keys: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`image` and `instruction` (B, 1, 1, keys); keys not known yet (an unfilled static cache) are False."""
+    def spread(self, keys: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """As `keys`, (B, 1, 1, keys) each; keys not known yet (an unfilled static cache) are False."""
         more = keys - self.image.shape[1]
-        image = torch.nn.functional.pad(self.image, (0, more))[:, None, None, :]
-        if self.instruction is None:
-            return image, None
-        return image, torch.nn.functional.pad(self.instruction, (0, more))[:, None, None, :]
+        return self.keys(lambda one: torch.nn.functional.pad(one, (0, more))[:, None, None, :])
 
 
 def _all_rows(image: torch.Tensor, queries: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -93,7 +93,7 @@ class Session:
         if self.columns is None:
             raise RuntimeError("an edit needs to know where the image tokens are")
         length = call.query.shape[2]
-        image, said = self.columns.spread(call.key.shape[2])
+        image, said, marked = self.columns.spread(call.key.shape[2])
         known = self.columns.image.shape[1]
         found = []
         for number, edit in enumerate(self.edits):
@@ -101,7 +101,9 @@ class Session:
                 memory = self.memory.setdefault(edit.place(number, layer), {})
                 states = self._states.get(layer) if edit.states else None
                 view = View(call, self.columns) if edit.views and length > 1 else None
-                site = Site(layer, self.depth, image, said, states, memory, known, self.branches, view)
+                site = Site(
+                    layer, self.depth, image, said, states, memory, known, self.branches, view=view, marked=marked
+                )
                 found.append((edit, site, self.columns.everywhere(length) if edit.every_row else self.columns))
         return found
 

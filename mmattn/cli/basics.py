@@ -36,6 +36,10 @@ def generate(
     top_k: Annotated[int, typer.Option(help="With --sample; 0 keeps all.")] = 0,
     batch_size: options.BatchSize = 16,
     seed: options.Seed = 0,
+    emphasise: options.Emphasise = None,
+    emphasise_box: options.EmphasiseBox = None,
+    strength: options.Strength = None,
+    by: options.By = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -48,6 +52,7 @@ def generate(
     paths, prompts = _pairs(images, prompt)
     for text in prompts:
         options.require_text("prompt", text)
+    emphasis = options.emphasis(emphasise, emphasise_box, strength, by, len(prompts))
     chosen = resolve(method)  # tell of bad input before the model is loaded
     pictures = {path: open_image(path) for path in paths}
     vlm = options.load_model(model, device, dtype, trust_remote_code)
@@ -62,6 +67,7 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        emphasise=emphasis,
     )
     if as_json:
         rows = [
@@ -85,6 +91,10 @@ def attend(
     out: Annotated[Path, typer.Option(help="The picture to write; .png unless the name ends otherwise.")] = Path(
         "attention.png"
     ),
+    emphasise: options.Emphasise = None,
+    emphasise_box: options.EmphasiseBox = None,
+    strength: options.Strength = None,
+    by: options.By = None,
     model: options.Model = "scenes-llava",
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -102,11 +112,12 @@ def attend(
     options.require_text("prompt", prompt)
     if answer:
         options.require_text("answer", answer)
+    emphasis = options.emphasis(emphasise, emphasise_box, strength, by)
     picture = open_image(image)
     vlm = options.load_model(model, device, dtype, trust_remote_code)
-    said = answer if answer is not None else vlm.generate(picture, prompt)[0]
+    said = answer if answer is not None else vlm.generate(picture, prompt, emphasise=emphasis)[0]
     text = said if isinstance(said, str) else said.text
-    read = vlm.attend(picture, prompt, said if text else None, rows=rows)
+    read = vlm.attend(picture, prompt, said if text else None, rows=rows, emphasise=emphasis)
     if layer is None and head is None and vlm.localisation_head:
         layer, head = [vlm.localisation_head[0]], [vlm.localisation_head[1]]
     heat = read.heatmap(layers=layer, heads=head, smooth=smooth)

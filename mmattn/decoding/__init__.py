@@ -6,6 +6,7 @@ from mmattn.decoding.boost import Boost
 from mmattn.decoding.cmai import CMAI
 from mmattn.decoding.deco import DeCo
 from mmattn.decoding.dola import DoLa
+from mmattn.decoding.emphasis import Emphasis, emphasise
 from mmattn.decoding.engine import Generation
 from mmattn.decoding.iava import IAVA
 from mmattn.decoding.icd import ICD
@@ -48,6 +49,7 @@ __all__ = [
     "Combined",
     "DeCo",
     "DoLa",
+    "Emphasis",
     "Exits",
     "Generation",
     "InstABoost",
@@ -57,6 +59,7 @@ __all__ = [
     "SplitSoftmax",
     "SpotLight",
     "Step",
+    "emphasise",
     "methods",
     "resolve",
     "split_methods",

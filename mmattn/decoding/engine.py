@@ -39,12 +39,14 @@ class Generation:
         token_ids: as generated, the stop token excluded.
         finish_reason: "stop" at a stop token, "length" at max_new_tokens.
         attention: with `capture`, the rows that decided the captured tokens.
+        stop_token: the stop token, if there was one.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"]
     attention: Attention | None = field(default=None, compare=False, repr=False)
+    stop_token: int | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -405,4 +407,5 @@ def _finish(adapter: Adapter, row: list[int], stop_ids: frozenset[int]) -> Gener
     end = next((index for index, token in enumerate(row) if token in stop_ids), None)
     kept = tuple(row[:end])
     text = adapter.tokenizer.decode(list(kept), skip_special_tokens=True).strip()
-    return Generation(text, kept, "length" if end is None else "stop")
+    stop = None if end is None else row[end]
+    return Generation(text, kept, "length" if end is None else "stop", stop_token=stop)

@@ -15,17 +15,17 @@ import torch
 
 from mmattn.attention import Edit, Site
 from mmattn.checks import number
-from mmattn.decoding.method import Card, Method
-from mmattn.decoding.steering import Steer, check_place
+from mmattn.decoding.method import Card
+from mmattn.decoding.steering import Steer, Steering, check_place
 
 
 @dataclass(frozen=True)
-class InstABoost(Method):
+class InstABoost(Steering):
     """Multiply every head's attention to the instruction.
 
     Attributes:
         strength: the factor M; 1 is the plain model.
-        on: "instruction" (the user's words) or "image".
+        on: what is emphasised: "instruction" (the user's words), "image", or "mark" (what `emphasise=...` says).
     """
 
     strength: float = 2.0

@@ -2,7 +2,8 @@
 
     E'_j = E_j + ln alpha     for tokens j of the prompt outside the marked ones, in chosen heads, before the softmax
 
-Tokens that the model generates are left alone. Heads are meant to be chosen by profiling each model on its task.
+Tokens that the model generates are left alone, and samples in which nothing is marked. Heads are meant to be chosen by
+profiling each model on its task.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import torch
 
 from mmattn.attention import Edit, Site
 from mmattn.checks import number
-from mmattn.decoding.method import Card, Method
-from mmattn.decoding.steering import Steer, check_place
+from mmattn.decoding.method import Card
+from mmattn.decoding.steering import Steer, Steering, check_place
 from mmattn.errors import MmattnError
 
 
 @dataclass(frozen=True)
-class PASTA(Method):
+class PASTA(Steering):
     """Weaken attention to the rest of the prompt.
 
     Attributes:
         alpha: factor on the rest, before renormalising; 1 is the plain model.
-        on: what is emphasised: "instruction" (the user's words) or "image".
+        on: what is emphasised: "instruction" (the user's words), "image", or "mark" (what `emphasise=...` says).
         heads: "all", or pairs layer:head such as "12:3 14:0".
     """
 
@@ -97,7 +98,9 @@ class Weaken(Steer):
 
     def scores(self, scores: torch.Tensor, site: Site) -> torch.Tensor:
         prompt = site.recall("prompt", lambda: torch.ones_like(site.image[:, 0, 0, : site.known]))
-        changed = scores + self.amount * (site.per_key(prompt) & ~self.marked(site))
+        marked = self.marked(site)
+        rest = site.per_key(prompt) & ~marked & marked.any(-1, keepdim=True)
+        changed = scores + self.amount * rest
         if self.heads is None:
             return changed
         count = scores.shape[1]

@@ -53,6 +53,7 @@ def plan(
     if any(one.whole or one.last_row or one.rewrites_output or one.branches is not None for one in edits):
         return None
     sizes = [len(prepared.ids) for prepared, _ in rows]
+    signs = [_signs(prepared) for prepared, _ in rows]
     groups: dict[object, list[int]] = {}
     for row, (prepared, pixels) in enumerate(rows):
         images = prepared.layout.images
@@ -60,11 +61,11 @@ def plan(
             groups[row] = [row]
             continue
         end = max(one.tokens.stop for one in images)
-        key = (tuple(one.key for one in pixels), tuple(prepared.ids[:end].tolist()))
+        key = (tuple(one.key for one in pixels), tuple(signs[row][:end].tolist()))
         groups.setdefault(key, []).append(row)
     tail = 1
     for members in groups.values():
-        tail = max(tail, *(sizes[row] - _common([rows[one][0].ids for one in members]) for row in members))
+        tail = max(tail, *(sizes[row] - _common([signs[one] for one in members]) for row in members))
     # Words alone are short: they fit into the tail, or nothing is gained.
     tail = max([tail, *(sizes[row] for row, (one, _) in enumerate(rows) if not one.layout.images)])
     lengths = [max(0, *(sizes[row] - tail for row in members)) for members in groups.values()]
@@ -83,8 +84,15 @@ def plan(
     return Prefixes(tuple(leaders), tuple(length for _, length in chosen), tuple(owners), tail, tuple(sizes))
 
 
+def _signs(prepared: Prepared) -> torch.Tensor:
+    """Equal where token and mark are: an edit may ask for both."""
+    marked = torch.zeros_like(prepared.ids)
+    marked[list(prepared.layout.marked)] = 1
+    return 2 * prepared.ids + marked
+
+
 def _common(several: Sequence[torch.Tensor]) -> int:
-    """How many ids all begin with; at least one is left to each."""
+    """How many signs all begin with; at least one is left to each."""
     first = several[0]
     shared = min(map(len, several)) - 1
     for one in several[1:]:
@@ -121,6 +129,6 @@ def prefill(
     cache.adopt(own, spans, width - tail)
     every = torch.arange(len(batch.mask), device=device)
     end = adapter.span(batch, every, torch.full_like(every, width - tail), torch.full_like(every, tail))
-    columns = batch.columns
-    session.columns = replace(Columns.of_sequence(columns.image, tail), instruction=columns.instruction)
+    image, said, marked = batch.columns.keys(lambda one: one)
+    session.columns = replace(Columns.of_sequence(image, tail), instruction=said, marked=marked)
     return decode(replace(end, mask=batch.mask), cache)

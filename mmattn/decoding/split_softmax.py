@@ -17,17 +17,17 @@ import torch
 
 from mmattn.attention import Edit, Site
 from mmattn.checks import number
-from mmattn.decoding.method import Card, Method
-from mmattn.decoding.steering import Steer, check_place, share_of
+from mmattn.decoding.method import Card
+from mmattn.decoding.steering import Steer, Steering, check_place, share_of
 
 
 @dataclass(frozen=True)
-class SplitSoftmax(Method):
+class SplitSoftmax(Steering):
     """Raise the instruction's part of every row to a power.
 
     Attributes:
         power: k, 0..1; 1 is the plain model, smaller is stronger.
-        on: "instruction" (the user's words) or "image".
+        on: what is emphasised: "instruction" (the user's words), "image", or "mark" (what `emphasise=...` says).
     """
 
     power: float = 0.8

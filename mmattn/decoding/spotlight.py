@@ -16,17 +16,17 @@ import torch
 
 from mmattn.attention import Edit, Site
 from mmattn.checks import number
-from mmattn.decoding.method import Card, Method
-from mmattn.decoding.steering import Steer, check_place, share_of
+from mmattn.decoding.method import Card
+from mmattn.decoding.steering import Steer, Steering, check_place, share_of
 
 
 @dataclass(frozen=True)
-class SpotLight(Method):
+class SpotLight(Steering):
     """Raise attention to the instruction in rows where it is low.
 
     Attributes:
         target: the level, 0..1; 0 is the plain model.
-        on: "instruction" (the user's words) or "image".
+        on: what is emphasised: "instruction" (the user's words), "image", or "mark" (what `emphasise=...` says).
     """
 
     target: float = 0.3

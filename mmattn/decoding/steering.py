@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 
 from mmattn.attention import Edit, Site
+from mmattn.decoding.method import Method
 from mmattn.errors import MmattnError
 
-PLACES = ("instruction", "image")
+PLACES = ("instruction", "image", "mark")
+
+
+class Steering(Method):
+    """Base of methods that steer attention.
+
+    Attributes:
+        on: where to: the user's words ("instruction"), all pictures ("image"), or what each sample brings as
+            `generate(emphasise=...)` ("mark"); a sample that brings nothing then stays as it is.
+    """
+
+    on: str
+
+    def towards(self, on: str) -> Self:
+        """The same towards another place."""
+        settings: Any = {"on": on}
+        return replace(self, **settings)
 
 
 def check_place(method: str, on: str) -> None:
@@ -32,12 +50,13 @@ class Steer(Edit):
         """
         if self.on == "image":
             return site.image
-        if site.instruction is None:
+        marked = site.instruction if self.on == "instruction" else site.marked
+        if marked is None:
             raise MmattnError(
-                "Token ids do not tell where the instruction is",
+                f"Token ids do not tell where the {self.on} is",
                 'Use mmattn.wrap(model, processor).generate(..., method=...), or on="image".',
             )
-        return site.instruction
+        return marked
 
 
 def share_of(weights: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmattn.adapters import Adapter, Layout, Prepared, Sample, View
-from mmattn.adapters.text import covering
+from mmattn.adapters.text import covering, find_words
 from mmattn.attention import Edit, RowCapture
 from mmattn.errors import MmattnError
 
@@ -151,27 +150,15 @@ def choose_rows(rows: RowChoice | None, prepared: Prepared) -> list[int]:
     images = set(layout.image_tokens)
     if rows == "prompt":
         return [position for position in range(layout.prompt_length) if position not in images]
-    span = _find(rows, prepared)
-    found = covering(prepared.offsets[: layout.prompt_length], span) if span else range(0)
+    # The template's own words do not count: "is" stands in "ASSISTANT", too.
+    spans = find_words(rows, prepared.text, prepared.said) if isinstance(rows, str) else []
+    found = covering(prepared.offsets[: layout.prompt_length], spans[-1]) if spans else range(0)
     if not found:
         raise MmattnError(
             f"The words {rows!r} do not stand in the prompt",
             'Choose "last", "prompt", "answer", or words of the prompt.',
         )
     return list(found)
-
-
-def _find(words: Any, prepared: Prepared) -> tuple[int, int] | None:
-    """Character range of the last occurrence of `words` in what the user said, as whole words if there is one."""
-    if not isinstance(words, str) or not words.strip():
-        return None
-    literal = re.escape(words.strip())
-    for pattern in (rf"(?<!\w){literal}(?!\w)", literal):
-        # The template's own words do not count: "is" stands in "ASSISTANT", too.
-        matches = list(re.compile(pattern, re.IGNORECASE).finditer(prepared.text, *prepared.said))
-        if matches:
-            return matches[-1].span()
-    return None
 
 
 def _indices(choice: Selection, size: int, what: str) -> list[int]:

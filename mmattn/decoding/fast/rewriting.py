@@ -33,7 +33,8 @@ class Rewriting:
         wanted = {layer: [one for one in edits if one.wants(layer, depth)] for layer in range(depth)}
         self.layers = frozenset(layer for layer, found in wanted.items() if any(one.rewrites_rows for one in found))
         self.remixed = frozenset(layer for layer, found in wanted.items() if any(one.rewrites_output for one in found))
-        self._image, self._said = (torch.zeros(rows, slots, dtype=torch.bool, device=device) for _ in range(2))
+        # Which keys hold image tokens, the user's words, and what is marked.
+        self._places = torch.zeros(3, rows, slots, dtype=torch.bool, device=device)
         self._memory = {
             edit.place(number, layer): edit.blank(rows, slots, heads, device)
             for number, edit in enumerate(edits)
@@ -61,33 +62,33 @@ class Rewriting:
         return mine.shape[2:] == theirs.shape[2:] and all(one >= other for one, other in sizes)
 
     def start(self, columns: Columns, memory: Memory) -> None:
-        """Before a batch (rows or fewer) whose prompts hold image tokens and the user's words at `columns`."""
-        _fill(self._image, columns.image)
-        _fill(self._said, columns.instruction)
+        """Before a batch (rows or fewer) whose prompts hold image tokens, the user's words and marks at `columns`."""
+        for mine, theirs in zip(self._places, (columns.image, columns.instruction, columns.marked), strict=True):
+            _fill(mine, theirs)
         for place, kept in self._memory.items():
             for name, mine in kept.items():
                 _fill(mine, memory.get(place, {}).get(name))
 
     def rewrite(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
         """The weights that `layer`'s edits make of its scores (M, H, 1, C)."""
-        return self._rewrite(layer, scores, self._image, self._said, self._kept(layer))
+        return self._rewrite(layer, scores, self._places, self._kept(layer))
 
     def remix(self, layer: int, output: torch.Tensor) -> torch.Tensor:
         """What `layer`'s edits make of its heads' output (M, 1, H, D)."""
-        return self._remix(layer, output, self._image, self._said, self._kept(layer))
+        return self._remix(layer, output, self._places, self._kept(layer))
 
     def _kept(self, layer: int) -> list[dict[str, torch.Tensor]]:
         """Each edit's memory of a layer."""
         return [self._memory.get(edit.place(number, layer), {}) for number, edit in enumerate(self._edits)]
 
     def _sites(
-        self, layer: int, image: torch.Tensor, said: torch.Tensor, kept: list[dict[str, torch.Tensor]]
+        self, layer: int, places: torch.Tensor, kept: list[dict[str, torch.Tensor]]
     ) -> list[tuple[Edit, Site, torch.Tensor | None]]:
         """The edits at work in a layer, where each is, and the rows (M,) of the branches it may change."""
-        known = image.shape[1]
-        spread, words = image[:, None, None, :], said[:, None, None, :]
+        known = places.shape[-1]
+        image, said, marked = places[:, :, None, None, :]
         return [
-            (edit, Site(layer, self._depth, spread, words, None, memory, known, self._names), touched)
+            (edit, Site(layer, self._depth, image, said, None, memory, known, self._names, marked=marked), touched)
             for edit, memory, touched in zip(self._edits, kept, self._touched, strict=True)
             if edit.wants(layer, self._depth)
         ]
@@ -96,16 +97,15 @@ class Rewriting:
         self,
         layer: int,
         scores: torch.Tensor,
-        image: torch.Tensor,
-        said: torch.Tensor,
+        places: torch.Tensor,
         kept: list[dict[str, torch.Tensor]],
     ) -> torch.Tensor:
-        where = image.any(-1)
+        where = places[0].any(-1)
         return rewritten(
             scores,
             [
                 (edit, site, (where if touched is None else where & touched)[:, None, None, None])
-                for edit, site, touched in self._sites(layer, image, said, kept)
+                for edit, site, touched in self._sites(layer, places, kept)
             ],
         )
 
@@ -113,11 +113,10 @@ class Rewriting:
         self,
         layer: int,
         output: torch.Tensor,
-        image: torch.Tensor,
-        said: torch.Tensor,
+        places: torch.Tensor,
         kept: list[dict[str, torch.Tensor]],
     ) -> torch.Tensor:
-        for edit, site, touched in self._sites(layer, image, said, kept):
+        for edit, site, touched in self._sites(layer, places, kept):
             changed = edit.output(output, site)
             output = changed if touched is None else torch.where(touched[:, None, None, None], changed, output)
         return output
