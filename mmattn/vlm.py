@@ -25,6 +25,7 @@ from mmattn.grounding.locator import Locator
 from mmattn.grounding.registry import locator
 from mmattn.grounding.result import Grounding
 from mmattn.images import ImageLike, open_image
+from mmattn.signals import Detector, Guidance, Signals, guided, read
 
 Images = ImageLike | Sequence[ImageLike] | None
 
@@ -39,6 +40,7 @@ class VLM:
         localisation_head: (layer, head) whose attention points best at things, or None where nobody measured it.
         grounding_heads: (layer, head) pairs whose mean grounds best under the grounding methods' own question; empty
             where nobody measured it.
+        detector: of hallucinated words, or None where nobody trained one.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class VLM:
         self.localisation_head: tuple[int, int] | None = (head["layer"], head["head"]) if head else None
         heads = (presets or {}).get("grounding_heads", {}).get("heads", [])
         self.grounding_heads: tuple[tuple[int, int], ...] = tuple((layer, one) for layer, one in heads)
+        self.detector: Detector | None = (presets or {}).get("detector")
 
     def generate(
         self,
@@ -239,6 +242,79 @@ class VLM:
             else []
         )
         return found[0] if isinstance(query, str) else found
+
+    def signals(
+        self,
+        image: Images,
+        prompt: str,
+        answer: str | Sequence[int] | Generation | None = None,
+        *,
+        divergence: bool = True,
+        max_new_tokens: int = 64,
+    ) -> Signals:
+        """What attention tells of an answer, token by token: `.words(model.detector)` tells it word by word.
+
+        Args:
+            image: a picture or several.
+            prompt: the user's words.
+            answer: text, token ids or a `Generation`; by default the model's own, greedily decoded.
+            divergence: read the answer without the picture, too, and tell how far each head's output moves.
+            max_new_tokens: longest answer of the model's own.
+
+        Raises:
+            MmattnError: no picture, or an empty answer.
+        """
+        pictures = _pictures(image)
+        if not pictures:
+            raise MmattnError("There is no picture to look at", "Pass an image.")
+        if answer is None:
+            answer = self.generate(list(pictures), prompt, max_new_tokens=max_new_tokens)[0]
+        if not isinstance(answer, str):
+            answer = self._token_ids("answer", answer.token_ids if isinstance(answer, Generation) else answer)
+        if not answer:
+            raise MmattnError("The answer to read is empty", "Pass some text, or ask something else.")
+        return read(self.adapter, [Sample(pictures, prompt, answer)], self.grounding_heads, divergence)[0]
+
+    def guide(
+        self,
+        images: Images | Sequence[Images],
+        prompts: str | Sequence[str],
+        *,
+        detector: Detector | None = None,
+        guidance: Guidance | None = None,
+        max_new_tokens: int = 64,
+        batch_size: int = 16,
+        seed: int = 0,
+    ) -> list[Generation]:
+        """Answers that a detector of hallucinations chose, chunk by chunk, among several that were drawn.
+
+        Args:
+            images, prompts: as in `generate`; every prompt needs a picture.
+            detector: by default the model's own.
+            guidance: how many candidates of how many tokens are drawn, and how.
+            max_new_tokens: longest answer.
+            batch_size: prompts per batch; each takes as many rows as there are candidates.
+            seed: with the content of a sample it fixes what is drawn.
+        """
+        chosen = detector or self.detector
+        if chosen is None:
+            raise MmattnError("Nobody trained a detector for this model", "Train one: `mmattn detector train`.")
+        longest, size = whole("max_new_tokens", max_new_tokens, 1), whole("batch_size", batch_size, 1)
+        samples = _samples(images, prompts)
+        if not all(one.images for one in samples):
+            raise MmattnError("Guided decoding needs a picture with every prompt", "Use generate().")
+        answers: list[Generation] = []
+        for start in range(0, len(samples), size):
+            answers += guided(
+                self.adapter,
+                samples[start : start + size],
+                chosen,
+                guidance or Guidance(),
+                stop_ids=self._stop_ids(None),
+                max_new_tokens=longest,
+                seed=seed,
+            )
+        return answers
 
     def describe(self) -> dict[str, Any]:
         """What a result file needs to name this model: JSON values only."""
