@@ -25,6 +25,7 @@ from mmattn.grounding.locator import Locator
 from mmattn.grounding.registry import locator
 from mmattn.grounding.result import Grounding
 from mmattn.images import ImageLike, open_image
+from mmattn.referring import ControlMLLM, Referred, Region, preset, refer
 from mmattn.signals import Detector, Guidance, Signals, guided, read
 
 Images = ImageLike | Sequence[ImageLike] | None
@@ -315,6 +316,44 @@ class VLM:
                 seed=seed,
             )
         return answers
+
+    def refer(
+        self,
+        image: ImageLike,
+        prompt: str,
+        *,
+        box: Sequence[float] | None = None,
+        mask: Any = None,
+        point: Sequence[float] | None = None,
+        scribble: Sequence[Sequence[float]] | None = None,
+        version: str | ControlMLLM = "controlmllm",
+        max_new_tokens: int = 32,
+    ) -> Referred:
+        """The greedy answer about one place of a picture, which the model is made to look at (ControlMLLM).
+
+        Args:
+            image: one picture.
+            prompt: the user's words.
+            box: XYXY pixels of the upright original; or one of the following.
+            mask: (H, W) array, picture or file, not 0 where it is meant.
+            point: (x, y).
+            scribble: points of a line, [(x, y), ...].
+            version: a name of `mmattn.referring.PRESETS`, or settings of one's own.
+            max_new_tokens: longest answer.
+
+        Raises:
+            MmattnError: no place or several are given, or it lies outside of the picture.
+        """
+        how, longest = preset(version), whole("max_new_tokens", max_new_tokens, 1)
+        picture = open_image(image)
+        given = {"box": box, "mask": mask, "point": point, "scribble": scribble}
+        kinds = [kind for kind, value in given.items() if value is not None]
+        if len(kinds) != 1:
+            said = " and ".join(kinds) or "nothing"
+            raise MmattnError(f"The place is given by {said}", "Give one of box, mask, point and scribble.")
+        region = getattr(Region, kinds[0])(given[kinds[0]], picture.size)
+        sample = Sample((picture,), prompt)
+        return refer(self.adapter, sample, region, how, stop_ids=self._stop_ids(None), max_new_tokens=longest)
 
     def describe(self) -> dict[str, Any]:
         """What a result file needs to name this model: JSON values only."""

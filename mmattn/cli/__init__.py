@@ -12,6 +12,7 @@ from mmattn.cli import basics, bench, detector
 from mmattn.cli import eval as evaluation
 from mmattn.cli import ground as grounding
 from mmattn.cli import prompt as prompting
+from mmattn.cli import refer as referring
 from mmattn.errors import MmattnError, first_line, is_out_of_memory
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.command()(bench.bench)
 prompting.register(app)
 grounding.register(app, evaluation.app)
 app.add_typer(detector.app, name="detector")
+app.command()(referring.refer)
 
 
 def main() -> None:
