@@ -79,13 +79,13 @@ def test_gradients_reach_every_image_token(family: mmattn.VLM) -> None:
     point = start.clone().requires_grad_()
     slope = torch.autograd.grad(function(point), point)[0]
     assert (slope.abs().amax(-1) > 0).all()
-    step = 1e-3 if is_t5(family) else 1e-2  # whose scores are large; weights are float32, so no smaller ones
+    step = 3e-4 if is_t5(family) else 1e-2  # T5's scores are large; weights are float32, so no smaller ones
     for _ in range(3):
         along = torch.randn_like(start)
         along /= along.norm()
         with torch.no_grad():
             up, down = function(start + step * along), function(start - step * along)
-        assert float((slope * along).sum()) == pytest.approx(float(up - down) / (2 * step), rel=0.02, abs=1e-6 / step)
+        assert float((slope * along).sum()) == pytest.approx(float(up - down) / (2 * step), rel=0.02, abs=1e-7 / step)
 
 
 def _bowl(point: torch.Tensor) -> torch.Tensor:
