@@ -28,8 +28,8 @@ def load_pretrained(
 ) -> tuple[PreTrainedModel, Any, dict[str, Any]]:
     """The transformers model and processor of `name`, in evaluation mode on its device, and its presets.
 
-    Presets are what `mmattn.json` in a local model folder says, such as which head localises best, and the detector
-    of `detector.json`.
+    Presets are what `mmattn.json` in a local model folder says, such as which head localises best, and the detectors
+    of `detector.json` and `chunk-detector.json`.
 
     Weights come from safetensors only. See `mmattn.load` for the arguments.
 
@@ -77,8 +77,8 @@ def _locate(name: str) -> tuple[str, bool]:
 
 
 def _known_of(folder: Path) -> dict[str, Any]:
-    detector = folder / "detector.json"
-    return {**_presets(folder), **({"detector": Detector.load(detector)} if detector.is_file() else {})}
+    files = {name: folder / f"{name}.json" for name in ("detector", "chunk-detector")}
+    return {**_presets(folder), **{name: Detector.load(path) for name, path in files.items() if path.is_file()}}
 
 
 def _presets(folder: Path) -> dict[str, Any]:

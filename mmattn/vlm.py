@@ -41,7 +41,8 @@ class VLM:
         localisation_head: (layer, head) whose attention points best at things, or None where nobody measured it.
         grounding_heads: (layer, head) pairs whose mean grounds best under the grounding methods' own question; empty
             where nobody measured it.
-        detector: of hallucinated words, or None where nobody trained one.
+        detector, chunk_detector: of hallucinated words, and of chunks for guided decoding; None where nobody trained
+            one.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class VLM:
         heads = (presets or {}).get("grounding_heads", {}).get("heads", [])
         self.grounding_heads: tuple[tuple[int, int], ...] = tuple((layer, one) for layer, one in heads)
         self.detector: Detector | None = (presets or {}).get("detector")
+        self.chunk_detector: Detector | None = (presets or {}).get("chunk-detector")
 
     def generate(
         self,
@@ -291,15 +293,17 @@ class VLM:
 
         Args:
             images, prompts: as in `generate`; every prompt needs a picture.
-            detector: by default the model's own.
+            detector: by default the model's own, trained on chunks.
             guidance: how many candidates of how many tokens are drawn, and how.
             max_new_tokens: longest answer.
             batch_size: prompts per batch; each takes as many rows as there are candidates.
             seed: with the content of a sample it fixes what is drawn.
         """
-        chosen = detector or self.detector
+        chosen = detector or self.chunk_detector
         if chosen is None:
-            raise MmattnError("Nobody trained a detector for this model", "Train one: `mmattn detector train`.")
+            raise MmattnError(
+                "Nobody trained a detector of chunks for this model", "Train one: `mmattn detector train --chunk 8`."
+            )
         longest, size = whole("max_new_tokens", max_new_tokens, 1), whole("batch_size", batch_size, 1)
         samples = _samples(images, prompts)
         if not all(one.images for one in samples):

@@ -1,7 +1,7 @@
-"""A detector of hallucinated words for a bundled model. python -m training.detector --model NAME
+"""Detectors of hallucinated words and chunks for a bundled model. python -m training.detector --model NAME
 
-Trained on captions of the tune split, scored on val; then captions of val are decoded under its guidance, beside as
-many drawn in the same way and taken as they come.
+Trained on captions of the tune split, scored on val; then captions of val are decoded under the guidance of the one for
+chunks, beside as many drawn in the same way and taken as they come.
 """
 
 import argparse
@@ -13,11 +13,11 @@ import mmattn
 from mmattn import scenes
 from mmattn.eval import load_captions, load_instances, stats
 from mmattn.eval.chair import Chair
-from mmattn.eval.detection import Mentions, choose, collect, risks, score, train
+from mmattn.eval.detection import SIGNALS, Mentions, choose, collect, risks, score, train
 from mmattn.eval.types import Record
 from mmattn.signals import Detector, Guidance
 
-SIGNALS = (("lookback",), ("image",), ("lookback", "image"))
+KINDS = {"detector": 0, "chunk-detector": Guidance().chunk}
 
 
 def captions_of(split: str, count: int) -> Chair:
@@ -26,10 +26,20 @@ def captions_of(split: str, count: int) -> Chair:
     return Chair(load_instances(data.instances), load_captions(data.captions), data.images, limit=count)
 
 
-def detection(tune: Mentions, val: Mentions) -> dict[str, Any]:
-    """AUROC on val of detectors trained on tune, and of single numbers that need no training."""
-    trained = {"+".join(one): score(val, risks(train(tune, one), val)).to_json() for one in SIGNALS}
-    return {**trained, **{name: score(val, said).to_json() for name, said in val.plain.items()}}
+def detection(tune: Mentions, val: Mentions, where: Path) -> tuple[Detector, dict[str, Any]]:
+    """A detector trained on tune, written to `where`, and what was measured of it and of others on val."""
+    chosen, penalty, tried = choose(tune)
+    pictures = {"set": "captions of the scenes tune split", "pictures": tune.images, "penalty": penalty}
+    detector = train(tune, chosen, penalty, pictures)
+    detector.save(where)
+    auroc = {"+".join(one): score(val, risks(train(tune, one, penalty), val)).to_json() for one in SIGNALS}
+    return detector, {
+        "chosen": list(chosen), "penalty": penalty,
+        "tried_on_tune": {name: round(one, 4) for name, one in tried.items()},
+        "tune": [len(tune.hallucinated), int(tune.hallucinated.sum())],
+        "val": [len(val.hallucinated), int(val.hallucinated.sum())],
+        "auroc": {**auroc, **{name: score(val, said).to_json() for name, said in val.plain.items()}},
+    }  # fmt: skip
 
 
 def guidance(vlm: mmattn.VLM, chair: Chair, detector: Detector, batch: int) -> dict[str, Any]:
@@ -66,30 +76,25 @@ def main() -> None:
     parser.add_argument("--sampled", type=int, default=1)
     parser.add_argument("--guided", type=int, default=200)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--detector", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, help="where the detectors are written; the model's own by default")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     vlm = mmattn.load(args.model)
+    folder = args.folder or scenes.model_path(args.model)
     tune, val = (
-        collect(vlm, captions_of(split, args.count), sampled=args.sampled, batch_size=args.batch)
+        collect(vlm, captions_of(split, args.count), chunks=list(KINDS.values()), sampled=args.sampled,
+                batch_size=args.batch)
         for split in ("tune", "val")
-    )
-    chosen, tried = choose(tune)
-    told = {"set": "captions of the scenes tune split", "mentions": len(tune.hallucinated), "pictures": args.count}
-    detector = train(tune, chosen, told)
-    detector.save(args.detector)
-    report: dict[str, Any] = {
-        "model": args.model, "pictures": args.count, "captions": 1 + args.sampled, "chosen": list(chosen),
-        "tried_on_tune": {name: round(value, 4) for name, value in tried.items()},
-        "mentions": {name: [len(one.hallucinated), int(one.hallucinated.sum())] for name, one in
-                     (("tune", tune), ("val", val))},
-        "auroc": detection(tune, val),
-        "chair": {"pictures": args.guided, **guidance(vlm, captions_of("val", args.guided), detector, args.batch)},
-    }  # fmt: skip
-    text = json.dumps(report, indent=1)
-    print(text)
+    )  # fmt: skip
+    report: dict[str, Any] = {"model": args.model, "pictures": args.count, "captions": 1 + args.sampled}
+    for name, mine, other in zip(KINDS, tune, val, strict=True):
+        detector, report[name] = detection(mine, other, folder / f"{name}.json")
+    print(json.dumps(report, indent=1), flush=True)
+    chair = guidance(vlm, captions_of("val", args.guided), detector, args.batch)
+    report["chair"] = {"pictures": args.guided, **chair}
+    print(json.dumps(report["chair"], indent=1))
     if args.out:
-        args.out.write_text(text + "\n")
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,15 +22,19 @@ Annotations = Annotated[Path | None, typer.Option(help="COCO-format instances; b
 References = Annotated[Path | None, typer.Option("--captions", help="COCO-format reference captions.")]
 Images = Annotated[Path | None, typer.Option(help="Folder of the pictures that --annotations names.")]
 Count = Annotated[int, typer.Option(min=2, help="Pictures to caption.")]
+Chunk = Annotated[int, typer.Option(min=0, help="Judge runs of so many tokens, for guided decoding; 0: object words.")]
 Sampled = Annotated[int, typer.Option(min=0, help="Captions drawn at random beside the greedy one of each picture.")]
 
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="File to write; as detector.json in the model's folder it is found.")],
+    out: Annotated[
+        Path, typer.Option(help="File to write; in the model's folder, detector.json or chunk-detector.json is found.")
+    ],
     model: options.Model = "scenes-llava",
     count: Count = 400,
     sampled: Sampled = 1,
+    chunk: Chunk = 0,
     annotations: Annotations = None,
     captions: References = None,
     images: Images = None,
@@ -45,17 +49,17 @@ def train(
 
     data = Data.find("tune", annotations, captions, images)
     vlm = options.load_model(model, device, dtype)
-    mentions = data.mentions(vlm, count, sampled=sampled, batch_size=batch_size, seed=seed)
-    chosen, tried = detection.choose(mentions)
+    mentions = data.mentions(vlm, count, chunks=(chunk,), sampled=sampled, batch_size=batch_size, seed=seed)
+    chosen, penalty, tried = detection.choose(mentions)
     told = {"model": vlm.name, "set": data.name, "pictures": mentions.images}
-    detector = detection.train(mentions, chosen, told)
+    detector = detection.train(mentions, chosen, penalty, told)
     detector.save(out)
     if as_json:
-        told = {"tried": tried, "signals": list(chosen), "written": str(out)}
+        told = {"tried": tried, "signals": list(chosen), "penalty": penalty, "written": str(out)}
         options.emit({"model": vlm.describe(), **told, **_size(mentions)})
         return
     for name, value in tried.items():
-        options.say(f"{name:16}  AUROC {value:.3f} on the second half of the pictures")
+        options.say(f"{name:28}  AUROC {value:.3f} on the second half of the pictures")
     options.say(f"Written: {out} ({' and '.join(chosen)})")
 
 
@@ -65,6 +69,7 @@ def score(
     detector: Annotated[Path | None, typer.Option(help="What `train` wrote; by default the model's own.")] = None,
     count: Count = 400,
     sampled: Sampled = 1,
+    chunk: Chunk = 0,
     annotations: Annotations = None,
     captions: References = None,
     images: Images = None,
@@ -81,8 +86,8 @@ def score(
     own = Detector.load(detector) if detector else None
     data = Data.find("val", annotations, captions, images)
     vlm = options.load_model(model, device, dtype)
-    mentions = data.mentions(vlm, count, sampled=sampled, batch_size=batch_size, seed=seed)
-    used = own or vlm.detector
+    mentions = data.mentions(vlm, count, chunks=(chunk,), sampled=sampled, batch_size=batch_size, seed=seed)
+    used = own or (vlm.chunk_detector if chunk else vlm.detector)
     if used is None:
         raise MmattnError("Nobody trained a detector for this model", "Train one: `mmattn detector train --out FILE`.")
     said = {"detector": detection.risks(used, mentions), **mentions.plain}
@@ -94,9 +99,8 @@ def score(
         spread = "" if value.low is None else f" ({value.low:.3f}..{value.high:.3f})"
         options.say(f"{name:16}  AUROC " + ("-" if value.value is None else f"{value.value:.3f}{spread}"))
     size = _size(mentions)
-    options.say(
-        f"{size['hallucinated']} of {size['mentions']} words for objects, on {size['pictures']} pictures, are wrong."
-    )
+    what = "runs of tokens" if chunk else "words for objects"
+    options.say(f"{size['hallucinated']} of {size['mentions']} {what}, on {size['pictures']} pictures, are wrong.")
 
 
 def _size(mentions: Mentions) -> dict[str, int]:
@@ -136,4 +140,4 @@ class Data:
         references = load_captions(self.captions) if self.captions else None
         chair = Chair(load_instances(self.annotations), references, self.images, limit=count)
         with tqdm(total=len(chair), unit="picture", disable=not sys.stderr.isatty()) as bar:
-            return collect(vlm, chair, **settings, on_done=bar.update)
+            return collect(vlm, chair, **settings, on_done=bar.update)[0]

@@ -37,9 +37,10 @@ PLAIN: dict[str, Callable[[Signals, list[int]], float]] = {
 
 @dataclass(frozen=True)
 class Mentions:
-    """Object words of captions.
+    """Object words of captions; or runs of `chunk` tokens, which are hallucinated where an object word in them is.
 
     Attributes:
+        chunk: tokens of a run; 0 for words.
         features: (N, L H) of each signal. plain: (N,) of each of `PLAIN`.
         hallucinated: (N,) 1 where the object is not in the picture, else 0.
         pictures: (N,) number of the picture. images: how many pictures there are.
@@ -52,6 +53,7 @@ class Mentions:
     pictures: NDArray[np.int64]
     images: int
     shape: tuple[int, int]
+    chunk: int = 0
 
     def inputs(self, signals: Sequence[str]) -> Array:
         """Features of these signals side by side, (N, len(signals) L H)."""
@@ -67,53 +69,82 @@ class Mentions:
             self.pictures[kept] - pictures.start,
             len(pictures),
             self.shape,
+            self.chunk,
         )
+
+
+@dataclass(frozen=True)
+class _Caption:
+    """Signals of a caption of a picture, and the tokens of each object word with whether the object is missing."""
+
+    signals: Signals
+    picture: int
+    words: list[tuple[list[int], bool]]
+
+    def spans(self, chunk: int) -> list[tuple[list[int], bool]]:
+        """Tokens of each word, or of each run of `chunk`, and whether they are hallucinated."""
+        if not chunk:
+            return self.words
+        wrong = {token for tokens, missing in self.words if missing for token in tokens}
+        count = len(self.signals.tokens)
+        runs = [list(range(start, min(start + chunk, count))) for start in range(0, count, chunk)]
+        return [(run, bool(wrong & set(run))) for run in runs]
 
 
 def collect(
     vlm: VLM,
     chair: Chair,
     *,
+    chunks: Sequence[int] = (0,),
     sampled: int = 0,
     batch_size: int = 16,
     seed: int = 0,
     on_done: Callable[[int], object] = lambda _: None,
-) -> Mentions:
-    """The object words of captions of all pictures of `chair`, with what the model's attention tells of them.
+) -> list[Mentions]:
+    """What the model's attention tells of captions of all pictures of `chair`: object words, or runs of tokens.
 
     Args:
+        chunks: what is collected, see `Mentions.chunk`; one result for each.
         sampled: captions drawn at temperature 1 beside the greedy one of each picture.
         on_done: hears how many pictures were done.
 
     Raises:
         MmattnError: no caption names an object, or the model is an encoder-decoder.
     """
-    found: list[tuple[Signals, list[int], bool, int]] = []
+    found: list[_Caption] = []
     for start in range(0, len(chair), batch_size):
         items = [chair.item(index) for index in range(start, min(start + batch_size, len(chair)))]
         for turn in range(1 + sampled):
-            made = _captions(vlm, chair, items, turn, seed, batch_size)
-            for index, one in made:
+            for index, one in _captions(vlm, chair, items, turn, seed, batch_size):
                 truth = set(items[index].meta["objects"])
-                for mention in vocabulary().mentions(one.text):
-                    tokens = list(spelling(one.ranges, (mention.start, mention.end)))
-                    found.append((one, tokens, mention.category not in truth, start + index))
+                words = [
+                    (list(spelling(one.ranges, (mention.start, mention.end))), mention.category not in truth)
+                    for mention in vocabulary().mentions(one.text)
+                ]
+                found.append(_Caption(one, start + index, words))
         on_done(len(items))
-    if not found:
+    if not any(one.words for one in found):
         raise MmattnError("No caption names an object", "Is the model meant for these pictures?")
-    if found[0][0].lookback is None:
+    if found[0].signals.lookback is None:
         raise MmattnError("An encoder-decoder has no lookback ratio", "Use a decoder-only model.")
+    return [_mentions(found, chunk, len(chair)) for chunk in chunks]
+
+
+def _mentions(captions: Sequence[_Caption], chunk: int, images: int) -> Mentions:
+    spans = [(one, at, wrong) for one in captions for at, wrong in one.spans(chunk)]
     features = {
-        name: np.stack([one.features([name], at).double().numpy() for one, at, _, _ in found])
+        name: np.stack([one.signals.features([name], at).double().numpy() for one, at, _ in spans])
         for name in ("lookback", "image")
     }
+    image = captions[0].signals.image
     return Mentions(
         features,
-        {name: np.array([rule(one, at) for one, at, _, _ in found]) for name, rule in PLAIN.items()},
-        np.array([float(wrong) for _, _, wrong, _ in found]),
-        np.array([picture for _, _, _, picture in found]),
-        len(chair),
-        (found[0][0].image.shape[0], found[0][0].image.shape[1]),
+        {name: np.array([rule(one.signals, at) for one, at, _ in spans]) for name, rule in PLAIN.items()},
+        np.array([float(wrong) for _, _, wrong in spans]),
+        np.array([one.picture for one, _, _ in spans]),
+        images,
+        (image.shape[0], image.shape[1]),
+        chunk,
     )
 
 
@@ -136,22 +167,33 @@ def _captions(
     return [(index, one) for (index, _), one in zip(told, signals, strict=True)]
 
 
-def train(mentions: Mentions, signals: Sequence[str], told: Mapping[str, Any] | None = None) -> Detector:
+def train(
+    mentions: Mentions, signals: Sequence[str], penalty: float = 10.0, told: Mapping[str, Any] | None = None
+) -> Detector:
     """A detector fitted to all of them."""
-    return Detector.fit(mentions.inputs(signals), mentions.hallucinated, signals, mentions.shape, told=told)
+    given = mentions.inputs(signals)
+    return Detector.fit(given, mentions.hallucinated, signals, mentions.shape, penalty, mentions.chunk, told)
 
 
-def choose(mentions: Mentions) -> tuple[tuple[str, ...], dict[str, float]]:
-    """The signals whose detector, trained on the first half of the pictures, does best on the rest."""
+SIGNALS: tuple[tuple[str, ...], ...] = (("lookback",), ("image",), ("lookback", "image"))
+PENALTIES = (1.0, 10.0, 100.0)
+
+
+def choose(mentions: Mentions) -> tuple[tuple[str, ...], float, dict[str, float]]:
+    """Signals and penalty whose detector, trained on the first half of the pictures, does best on the rest.
+
+    Returns:
+        They, and the AUROC of all that were tried.
+    """
     half = mentions.images // 2
     first, rest = mentions.only(range(half)), mentions.only(range(half, mentions.images))
-    tried: dict[str, float] = {}
-    options: list[tuple[str, ...]] = [("lookback",), ("image",), ("lookback", "image")]
-    for signals in options:
-        value = score(rest, risks(train(first, signals), rest)).value
-        tried["+".join(signals)] = float("nan") if value is None else value
-    best = max(options, key=lambda one: (tried["+".join(one)], -len(one)))
-    return best, tried
+    tried: dict[tuple[tuple[str, ...], float], float] = {}
+    for signals in SIGNALS:
+        for penalty in PENALTIES:
+            value = score(rest, risks(train(first, signals, penalty), rest)).value
+            tried[signals, penalty] = 0.0 if value is None else value
+    best = max(tried, key=lambda one: tried[one])
+    return *best, {f"{'+'.join(names)}, penalty {penalty:g}": value for (names, penalty), value in tried.items()}
 
 
 def risks(detector: Detector, mentions: Mentions) -> Array:

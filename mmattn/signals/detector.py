@@ -32,6 +32,8 @@ class Detector:
         signals: which ones are features: "lookback", "image", or both.
         shape: (layers, heads) of the model it was trained for.
         weights: one per signal, layer and head. bias: of the sum.
+        chunk: what it was trained on: 0 for words that name objects, else runs of so many tokens, as guided decoding
+            judges them.
         told: how it was trained.
     """
 
@@ -39,6 +41,7 @@ class Detector:
     shape: tuple[int, int]
     weights: tuple[float, ...]
     bias: float
+    chunk: int = 0
     told: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def risks(self, features: torch.Tensor) -> torch.Tensor:
@@ -61,7 +64,8 @@ class Detector:
         hallucinated: Array,
         signals: Sequence[str],
         shape: tuple[int, int],
-        penalty: float = 1.0,
+        penalty: float = 10.0,
+        chunk: int = 0,
         told: Mapping[str, Any] | None = None,
     ) -> Detector:
         """Trained on features (N, F) and labels (N,) of 0 and 1.
@@ -89,12 +93,14 @@ class Detector:
 
         best: Array = minimize(loss, np.zeros(features.shape[1] + 1), jac=True, method="L-BFGS-B").x
         weights = best[:-1] / spread
-        return cls(tuple(signals), shape, tuple(weights.tolist()), float(best[-1] - weights @ middle), told or {})
+        bias = float(best[-1] - weights @ middle)
+        return cls(tuple(signals), shape, tuple(weights.tolist()), bias, chunk, told or {})
 
     def save(self, path: Path) -> None:
         """As JSON."""
         told = {
-            "format": FORMAT, "signals": list(self.signals), "shape": list(self.shape), "bias": round(self.bias, 6),
+            "format": FORMAT, "signals": list(self.signals), "shape": list(self.shape), "chunk": self.chunk,
+            "bias": round(self.bias, 6),
             "weights": [round(one, 6) for one in self.weights], "trained": dict(self.told),
         }  # fmt: skip
         path.write_text(json.dumps(told, indent=1) + "\n")
@@ -115,7 +121,8 @@ class Detector:
             signals = tuple(told["signals"])
             if not signals or not set(signals) <= set(SIGNALS) or len(weights) != len(signals) * layers * heads:
                 raise ValueError("signals, shape and weights do not fit together")
-            return cls(signals, (layers, heads), weights, float(told["bias"]), dict(told.get("trained", {})))
+            chunk, trained = int(told["chunk"]), dict(told.get("trained", {}))
+            return cls(signals, (layers, heads), weights, float(told["bias"]), chunk, trained)
         except OSError as error:
             raise MmattnError(f"Cannot read the detector {path} ({error.strerror})", "Check the path.") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

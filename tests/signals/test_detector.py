@@ -40,12 +40,12 @@ def test_the_fit_minimises_the_penalised_log_loss() -> None:
 
 def test_the_file_brings_the_detector_back(tmp_path: Path) -> None:
     features, wrong = _data()
-    made = Detector.fit(features, wrong, ("lookback",), (2, 2), told={"set": "mine"})
+    made = Detector.fit(features, wrong, ("lookback",), (2, 2), chunk=8, told={"set": "mine"})
     made.save(tmp_path / "d.json")
     back = Detector.load(tmp_path / "d.json")
     given = torch.from_numpy(features)
     torch.testing.assert_close(back.risks(given), made.risks(given), atol=1e-4, rtol=0)
-    assert (back.signals, back.shape, back.told) == (("lookback",), (2, 2), {"set": "mine"})
+    assert (back.signals, back.shape, back.chunk, back.told) == (("lookback",), (2, 2), 8, {"set": "mine"})
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,10 @@ def _mentions(count: int = 120) -> Mentions:
 
 def test_signals_are_chosen_on_pictures_that_did_not_train() -> None:
     mentions = _mentions()
-    chosen, tried = choose(mentions)
+    chosen, penalty, tried = choose(mentions)
     assert "lookback" in chosen
-    assert tried["lookback"] > 0.8 > tried["image"]
+    assert tried["lookback, penalty 1"] > 0.8 > tried["image, penalty 1"]
+    assert max(tried.values()) == tried[f"{'+'.join(chosen)}, penalty {penalty:g}"]
     detector = train(mentions.only(range(20)), ("lookback",))
     rest = mentions.only(range(20, 40))
     assert rest.images == 20
