@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from mmattn import scenes
 from mmattn.adapters import require_supported
 from mmattn.errors import MmattnError, first_line, is_out_of_memory, unknown
+from mmattn.signals.detector import Detector
 
 BUNDLED = ("scenes-llava", "scenes-instructblip", "scenes-qwen")
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,7 +28,8 @@ def load_pretrained(
 ) -> tuple[PreTrainedModel, Any, dict[str, Any]]:
     """The transformers model and processor of `name`, in evaluation mode on its device, and its presets.
 
-    Presets are what `mmattn.json` in a local model folder says, such as which head localises best.
+    Presets are what `mmattn.json` in a local model folder says, such as which head localises best, and the detectors
+    of `detector.json` and `chunk-detector.json`.
 
     Weights come from safetensors only. See `mmattn.load` for the arguments.
 
@@ -57,7 +59,7 @@ def load_pretrained(
         model = model if "device_map" in kwargs else model.to(place)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         raise MmattnError(f"Cannot place {name} on {place} ({first_line(error)})", SMALLER) from error
-    return model.eval(), processor, _presets(Path(source)) if local else {}
+    return model.eval(), processor, _known_of(Path(source)) if local else {}
 
 
 def _locate(name: str) -> tuple[str, bool]:
@@ -72,6 +74,11 @@ def _locate(name: str) -> tuple[str, bool]:
         near = unknown("model", name, BUNDLED)
         raise MmattnError(near.message, f"{near.remedy} Or give a local folder, or a hub id like org/name.")
     return name, False
+
+
+def _known_of(folder: Path) -> dict[str, Any]:
+    files = {name: folder / f"{name}.json" for name in ("detector", "chunk-detector")}
+    return {**_presets(folder), **{name: Detector.load(path) for name, path in files.items() if path.is_file()}}
 
 
 def _presets(folder: Path) -> dict[str, Any]:

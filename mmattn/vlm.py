@@ -26,6 +26,8 @@ from mmattn.grounding.locator import Locator
 from mmattn.grounding.registry import locator
 from mmattn.grounding.result import Grounding
 from mmattn.images import ImageLike, open_image
+from mmattn.referring import ControlMLLM, Referred, Region, preset, refer
+from mmattn.signals import Detector, Guidance, Signals, guided, read
 
 Images = ImageLike | Sequence[ImageLike] | None
 
@@ -40,6 +42,8 @@ class VLM:
         localisation_head: (layer, head) whose attention points best at things, or None where nobody measured it.
         grounding_heads: (layer, head) pairs whose mean grounds best under the grounding methods' own question; empty
             where nobody measured it.
+        detector, chunk_detector: of hallucinated words, and of chunks for guided decoding; None where nobody trained
+            one.
     """
 
     def __init__(
@@ -57,6 +61,8 @@ class VLM:
         self.localisation_head: tuple[int, int] | None = (head["layer"], head["head"]) if head else None
         heads = (presets or {}).get("grounding_heads", {}).get("heads", [])
         self.grounding_heads: tuple[tuple[int, int], ...] = tuple((layer, one) for layer, one in heads)
+        self.detector: Detector | None = (presets or {}).get("detector")
+        self.chunk_detector: Detector | None = (presets or {}).get("chunk-detector")
 
     def generate(
         self,
@@ -221,6 +227,119 @@ class VLM:
             else []
         )
         return found[0] if isinstance(query, str) else found
+
+    def signals(
+        self,
+        image: Images,
+        prompt: str,
+        answer: str | Sequence[int] | Generation | None = None,
+        *,
+        divergence: bool = True,
+        max_new_tokens: int = 64,
+    ) -> Signals:
+        """What attention tells of an answer, token by token: `.words(model.detector)` tells it word by word.
+
+        Args:
+            image: a picture or several.
+            prompt: the user's words.
+            answer: text, token ids or a `Generation`; by default the model's own, greedily decoded.
+            divergence: read the answer without the picture, too, and tell how far each head's output moves.
+            max_new_tokens: longest answer of the model's own.
+
+        Raises:
+            MmattnError: no picture, or an empty answer.
+        """
+        pictures = _pictures(image)
+        if not pictures:
+            raise MmattnError("There is no picture to look at", "Pass an image.")
+        if answer is None:
+            answer = self.generate(list(pictures), prompt, max_new_tokens=max_new_tokens)[0]
+        if not isinstance(answer, str):
+            answer = self._token_ids("answer", answer.token_ids if isinstance(answer, Generation) else answer)
+        if not answer:
+            raise MmattnError("The answer to read is empty", "Pass some text, or ask something else.")
+        return read(self.adapter, [Sample(pictures, prompt, answer)], self.grounding_heads, divergence)[0]
+
+    def guide(
+        self,
+        images: Images | Sequence[Images],
+        prompts: str | Sequence[str],
+        *,
+        detector: Detector | None = None,
+        guidance: Guidance | None = None,
+        max_new_tokens: int = 64,
+        batch_size: int = 16,
+        seed: int = 0,
+    ) -> list[Generation]:
+        """Answers that a detector of hallucinations chose, chunk by chunk, among several that were drawn.
+
+        Args:
+            images, prompts: as in `generate`; every prompt needs a picture.
+            detector: by default the model's own, trained on chunks.
+            guidance: how many candidates of how many tokens are drawn, and how.
+            max_new_tokens: longest answer.
+            batch_size: prompts per batch; each takes as many rows as there are candidates.
+            seed: with the content of a sample it fixes what is drawn.
+        """
+        chosen = detector or self.chunk_detector
+        if chosen is None:
+            raise MmattnError(
+                "Nobody trained a detector of chunks for this model", "Train one: `mmattn detector train --chunk 8`."
+            )
+        longest, size = whole("max_new_tokens", max_new_tokens, 1), whole("batch_size", batch_size, 1)
+        samples = _samples(images, prompts)
+        if not all(one.images for one in samples):
+            raise MmattnError("Guided decoding needs a picture with every prompt", "Use generate().")
+        answers: list[Generation] = []
+        for start in range(0, len(samples), size):
+            answers += guided(
+                self.adapter,
+                samples[start : start + size],
+                chosen,
+                guidance or Guidance(),
+                stop_ids=self._stop_ids(None),
+                max_new_tokens=longest,
+                seed=seed,
+            )
+        return answers
+
+    def refer(
+        self,
+        image: ImageLike,
+        prompt: str,
+        *,
+        box: Sequence[float] | None = None,
+        mask: Any = None,
+        point: Sequence[float] | None = None,
+        scribble: Sequence[Sequence[float]] | None = None,
+        version: str | ControlMLLM = "controlmllm",
+        max_new_tokens: int = 32,
+    ) -> Referred:
+        """The greedy answer about one place of a picture, which the model is made to look at (ControlMLLM).
+
+        Args:
+            image: one picture.
+            prompt: the user's words.
+            box: XYXY pixels of the upright original; or one of the following.
+            mask: (H, W) array, picture or file, not 0 where it is meant.
+            point: (x, y).
+            scribble: points of a line, [(x, y), ...].
+            version: a name of `mmattn.referring.PRESETS`, or settings of one's own.
+            max_new_tokens: longest answer.
+
+        Raises:
+            MmattnError: no place or several are given, or it lies outside of the picture.
+        """
+        how, longest = preset(version), whole("max_new_tokens", max_new_tokens, 1)
+        picture = open_image(image)
+        given = {"box": box, "mask": mask, "point": point, "scribble": scribble}
+        kinds = [kind for kind, value in given.items() if value is not None]
+        if len(kinds) != 1:
+            said = " and ".join(kinds) or "nothing"
+            raise MmattnError(f"The place is given by {said}", "Give one of box, mask, point and scribble.")
+        region = getattr(Region, kinds[0])(given[kinds[0]], picture.size)
+        sample = Sample((picture,), prompt)
+        return refer(self.adapter, sample, region, how, stop_ids=self._stop_ids(None), max_new_tokens=longest)
 
     def describe(self) -> dict[str, Any]:
         """What a result file needs to name this model: JSON values only."""

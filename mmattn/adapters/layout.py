@@ -81,6 +81,16 @@ class View:
         spread: NDArray[np.float32] = along_y @ cells.astype(np.float32) @ along_x.T
         return spread
 
+    def from_image(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The mean of `pixels` (H, W) in each cell: (rows, columns) float32.
+
+        A cell too small to hold the centre of a pixel takes the pixel that it lies in; a cell outside is 0.
+        """
+        along_x = _gather(pixels.shape[1], self.columns, self.to_pixels.scale_x, self.to_pixels.offset_x)
+        along_y = _gather(pixels.shape[0], self.rows, self.to_pixels.scale_y, self.to_pixels.offset_y)
+        means: NDArray[np.float32] = along_y @ pixels.astype(np.float32) @ along_x.T
+        return means
+
 
 @dataclass(frozen=True)
 class ImageLayout:
@@ -148,3 +158,14 @@ def _spread(pixels: int, cells: int, scale: float, offset: float, smooth: bool) 
     weights[inside, low] += 1 - share
     weights[inside, high] += share
     return weights
+
+
+def _gather(pixels: int, cells: int, scale: float, offset: float) -> NDArray[np.float32]:
+    """Weights (cells, pixels) of the mean of each cell along one axis; rows of cells outside are 0."""
+    weights = _spread(pixels, cells, scale, offset, smooth=False).T
+    held = weights.sum(1)
+    centre = np.floor((np.arange(cells) + 0.5) * scale + offset).astype(np.int64)
+    lone = np.flatnonzero((held == 0) & (centre >= 0) & (centre < pixels))
+    weights[lone, centre[lone]] = 1
+    means: NDArray[np.float32] = weights / np.maximum(weights.sum(1, keepdims=True), 1)
+    return means

@@ -8,10 +8,11 @@ import sys
 
 import typer
 
-from mmattn.cli import basics, bench
+from mmattn.cli import basics, bench, detector
 from mmattn.cli import eval as evaluation
 from mmattn.cli import ground as grounding
 from mmattn.cli import prompt as prompting
+from mmattn.cli import refer as referring
 from mmattn.errors import MmattnError, first_line, is_out_of_memory
 
 app = typer.Typer(
@@ -25,6 +26,8 @@ basics.register(app)
 app.command()(bench.bench)
 prompting.register(app)
 grounding.register(app, evaluation.app)
+app.add_typer(detector.app, name="detector")
+app.command()(referring.refer)
 
 
 def main() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmattn.cli import options
 from mmattn.errors import MmattnError
+
+if TYPE_CHECKING:
+    from mmattn.signals import Word
 
 ImagePaths = Annotated[list[Path], typer.Argument(help="One picture, or one per prompt.")]
 Prompts = Annotated[list[str], typer.Option("--prompt", "-p", help="The question; repeat it for several.")]
@@ -40,6 +45,9 @@ def generate(
     emphasise_box: options.EmphasiseBox = None,
     strength: options.Strength = None,
     by: options.By = None,
+    guided: Annotated[
+        int, typer.Option(min=0, help="Draw this many continuations at a time; a detector keeps the least risky.")
+    ] = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -48,7 +56,10 @@ def generate(
     """Ask questions about pictures: one picture for all prompts, one prompt for all pictures, or pairs."""
     from mmattn.decoding import resolve
     from mmattn.images import open_image
+    from mmattn.signals import Guidance
 
+    if guided and (method != "greedy" or do_sample):
+        raise MmattnError("--guided draws and chooses by itself", "Leave out --method and --sample.")
     paths, prompts = _pairs(images, prompt)
     for text in prompts:
         options.require_text("prompt", text)
@@ -56,25 +67,20 @@ def generate(
     chosen = resolve(method)  # tell of bad input before the model is loaded
     pictures = {path: open_image(path) for path in paths}
     vlm = options.load_model(model, device, dtype, trust_remote_code)
-    answers = vlm.generate(
-        [pictures[path] for path in paths],
-        prompts,
-        method=chosen,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        do_sample=do_sample,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        emphasise=emphasis,
-    )
+    common: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
+    shown = [pictures[path] for path in paths]
+    if guided:
+        answers = vlm.guide(shown, prompts, guidance=Guidance(candidates=guided), **common)
+    else:
+        drawing: dict[str, Any] = {"do_sample": do_sample, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+        answers = vlm.generate(shown, prompts, method=chosen, emphasise=emphasis, **common, **drawing)
     if as_json:
         rows = [
             {"image": str(path), "prompt": text, "text": one.text, "finish_reason": one.finish_reason}
             for path, text, one in zip(paths, prompts, answers, strict=True)
         ]
-        options.emit({"model": vlm.describe(), "method": chosen.settings(), "seed": seed, "answers": rows})
+        settings = {"name": "guided", **asdict(Guidance(candidates=guided))} if guided else chosen.settings()
+        options.emit({"model": vlm.describe(), "method": settings, "seed": seed, "answers": rows})
         return
     for path, text, one in zip(paths, prompts, answers, strict=True):
         options.say(one.text if len(answers) == 1 else f"{path}\t{text}\t{one.text}")
@@ -88,6 +94,9 @@ def attend(
     layer: Annotated[list[int] | None, typer.Option(help="Decoder layers to average.")] = None,
     head: Annotated[list[int] | None, typer.Option(help="Heads to average.")] = None,
     smooth: Annotated[bool, typer.Option(help="Interpolate between cells.")] = False,
+    signals: Annotated[
+        bool, typer.Option("--signals", help="Tell of each word how much it looks at the picture, and where.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="The picture to write; .png unless the name ends otherwise.")] = Path(
         "attention.png"
     ),
@@ -123,13 +132,33 @@ def attend(
     heat = read.heatmap(layers=layer, heads=head, smooth=smooth)
     written = save_overlay(out, picture, heat, f"{prompt}\n{text}")
     x, y = read.peak(layers=layer, heads=head)
+    if signals and not text:
+        raise MmattnError("The model answered nothing, so there are no words", "Give one with --answer.")
+    words = vlm.signals(picture, prompt, said).words(vlm.detector) if signals else ()
     if as_json:
         told = {"prompt": prompt, "answer": text, "peak": [x, y], "rows": describe_rows(read), "picture": str(written)}
-        options.emit({"model": vlm.describe(), "layers": layer, "heads": head, **told})
+        more = {"words": [word.to_json() for word in words]} if signals else {}
+        options.emit({"model": vlm.describe(), "layers": layer, "heads": head, **told, **more})
         return
     options.say(f"Answer: {text}")
     options.say(f"Strongest at x = {x:.0f}, y = {y:.0f} of {picture.width} x {picture.height} pixels.")
     options.say(f"Written: {written}")
+    for line in _word_lines(words):
+        options.say(line)
+
+
+def _word_lines(words: Sequence[Word]) -> Iterator[str]:
+    """A table of an answer's words."""
+    if words:
+        yield f"{'word':16}  on picture  where (x, y)  lookback  moved by picture  probability  risk"
+    for one in words:
+        back, moved, risk = (
+            "-" if value is None else f"{value:.{digits}f}"
+            for value, digits in ((one.lookback, 2), (one.divergence, 1), (one.risk, 2))
+        )
+        where = f"{one.place[0]:.0f}, {one.place[1]:.0f}"
+        looked = f"{one.text:16}  {one.image:10.2f}  {where:>12}"
+        yield f"{looked}  {back:>8}  {moved:>16}  {one.probability:11.2f}  {risk:>4}"
 
 
 @models_app.callback(invoke_without_command=True)

@@ -21,7 +21,8 @@ INCOMPLETE = 3
 How = Annotated[
     str,
     typer.Option(
-        "--method", help='Grounding method, e.g. "tag" or "tag(heads=5)": tag, mean, heads, contrast, rollout.'
+        "--method",
+        help='Grounding method, e.g. "tag" or "tag(heads=5)": tag, mean, heads, contrast, rollout, relevance, flow.',
     ),
 ]
 Annotations = Annotated[Path | None, typer.Option(help="File of what to find; by default the bundled scenes.")]

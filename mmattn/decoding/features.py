@@ -35,9 +35,17 @@ class Features:
             # A slice of a batch's tensor would keep all of it alive.
             self._kept[key] = one.clone() if key in new else one
             self._kept.move_to_end(key)
+        self._shrink()
+        return found
+
+    def keep(self, key: str, features: torch.Tensor) -> None:
+        """Let `features` be those of the pictures named `key`."""
+        self._kept[key] = features
+        self._shrink()
+
+    def _shrink(self) -> None:
         while sum(one.nbytes for one in self._kept.values()) > self._room:
             self._kept.popitem(last=False)
-        return found
 
     def clear(self) -> None:
         """Free them all."""

@@ -73,7 +73,7 @@ def estimates(counts: Counts, metrics: Metrics) -> dict[str, Estimate]:
         return {}
     values = metrics(counts.totals(np.ones(len(counts.images))))
     spread = metrics(counts.totals(resample(len(counts.images)))) if len(counts.images) > 1 else {}
-    return {name: _estimate(value, spread.get(name)) for name, value in values.items()}
+    return {name: estimate(value, spread.get(name)) for name, value in values.items()}
 
 
 def differences(ours: Counts, base: Counts, metrics: Metrics) -> dict[str, Estimate]:
@@ -88,7 +88,7 @@ def differences(ours: Counts, base: Counts, metrics: Metrics) -> dict[str, Estim
         return {name: np.asarray(first[name] - second[name]) for name in first}
 
     spread = gap(resample(len(both))) if len(both) > 1 else {}
-    return {name: _estimate(value, spread.get(name)) for name, value in gap(np.ones(len(both))).items()}
+    return {name: estimate(value, spread.get(name)) for name, value in gap(np.ones(len(both))).items()}
 
 
 def _only(counts: Counts, images: Sequence[str]) -> Counts:
@@ -96,7 +96,9 @@ def _only(counts: Counts, images: Sequence[str]) -> Counts:
     return Counts(tuple(images), counts.fields, counts.table[[rows[image] for image in images]])
 
 
-def _estimate(value: Array, spread: Array | None) -> Estimate:
+def estimate(value: Array, spread: Array | None) -> Estimate:
+    """A value with the interval of its resampled values `spread`; undefined ones are left out."""
+    """A value with the interval of its resampled values `spread`; undefined ones are left out."""
     point = float(value)
     if not np.isfinite(point):
         return Estimate(None)

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from mmattn.adapters import Adapter, Embedded, Prepared, Sample
 from mmattn.adapters.base import left_pad
-from mmattn.attention import Columns, RowCapture
+from mmattn.attention import Columns, Edit, RowCapture, Site
 from mmattn.errors import MmattnError
 from mmattn.grounding.attention import Attention
 
@@ -73,17 +73,45 @@ class Reader:
         Raises:
             MmattnError: the decoder looks at the picture by cross-attention.
         """
-        length = job.prepared.layout.length
-        capture = _HeadMean(torch.arange(length)[None])
+        capture = _HeadMean(torch.arange(job.prepared.layout.length)[None])
         with torch.inference_mode(), self.adapter.session(capture):
-            batch = self._embed([job])
-            if batch.columns.cross:
-                raise MmattnError(
-                    f"Attention cannot be rolled out through {self.adapter.family}'s encoder and decoder",
-                    "Use another method, such as tag.",
-                )
-            self.adapter.decode(batch)
+            self.adapter.decode(self._one_sequence(job))
         return capture.stacked()[:, 0, 0].cpu()
+
+    def gradient_means(self, job: Job) -> torch.Tensor:
+        """Attention of every token to every token times its gradient, negative products as 0, mean over heads.
+
+        The gradient is that of the score of the likeliest next token after each of the job's tokens, summed.
+
+        Returns:
+            (L, T, T) float32 on the CPU.
+
+        Raises:
+            MmattnError: the decoder looks at the picture by cross-attention.
+        """
+        edit = _Kept()
+        with torch.inference_mode(False), torch.no_grad():
+            batch = self._one_sequence(job)
+        batch.embeds.requires_grad_()
+        every = torch.arange(job.prepared.layout.length, device=batch.embeds.device)[None]
+        with torch.inference_mode(False), torch.enable_grad(), self.adapter.session(edits=[edit]) as session:
+            session.columns = Columns(batch.columns.image, every, torch.ones_like(every, dtype=torch.bool))
+            hidden = self.adapter.decode(batch)[0, list(job.positions)]
+            target = self.adapter.logits(hidden).amax(-1).sum()
+            parts = [part for layer in sorted(edit.parts) for part in edit.parts[layer]]
+            slopes = torch.autograd.grad(target, parts)
+        products = [(part.detach() * slope).clamp(min=0).mean(1)[0] for part, slope in zip(parts, slopes, strict=True)]
+        return torch.cat(products).view(len(edit.parts), *batch.columns.image.shape[1:], -1).cpu()
+
+    def _one_sequence(self, job: Job) -> Embedded:
+        """One job, of a decoder whose rows see the picture and each other."""
+        batch = self._embed([job])
+        if batch.columns.cross:
+            raise MmattnError(
+                f"Attention cannot be followed through {self.adapter.family}'s encoder and decoder",
+                "Use another method, such as tag.",
+            )
+        return batch
 
     def _whole(self, jobs: Sequence[Job], layers: tuple[int, ...]) -> list[torch.Tensor]:
         """(layers, H, rows, image tokens) of each job, from one call on whole sequences."""
@@ -176,6 +204,17 @@ class _HeadMean(RowCapture):
 
     def store(self, layer: int, weights: torch.Tensor) -> None:
         super().store(layer, weights.mean(1, keepdim=True))
+
+
+class _Kept(Edit):
+    """Keeps the weights that the output is computed from, so that gradients with regard to them can be taken."""
+
+    def __init__(self) -> None:
+        self.parts: dict[int, list[torch.Tensor]] = {}
+
+    def weights(self, weights: torch.Tensor, site: Site) -> torch.Tensor:
+        self.parts.setdefault(site.layer, []).append(weights)
+        return weights
 
 
 def _shared_length(adapter: Adapter, jobs: Sequence[Job]) -> int:

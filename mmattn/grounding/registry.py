@@ -10,9 +10,12 @@ from typing import Any
 from mmattn.errors import MmattnError, unknown
 from mmattn.grounding.locator import Locator
 from mmattn.grounding.maps import Contrast, Heads, Mean, Rollout
+from mmattn.grounding.paths import Flow, Relevance
 from mmattn.grounding.tag import Tag
 
-LOCATORS: dict[str, type[Locator]] = {kind.name: kind for kind in (Tag, Mean, Heads, Contrast, Rollout)}
+LOCATORS: dict[str, type[Locator]] = {
+    kind.name: kind for kind in (Tag, Mean, Heads, Contrast, Rollout, Relevance, Flow)
+}
 _EXAMPLE = 'Write for example "tag", "tag(heads=5)" or "heads(chosen=[(4, 0)])".'
 
 

@@ -176,7 +176,7 @@ METHODS = ["tag", "mean", "mean(tokens='last')", "heads(chosen=[(2, 1), (0, 3)])
 def test_many_queries_are_each_query(family: mmattn.VLM, method: str) -> None:
     if is_t5(family):
         if method == "rollout":
-            with pytest.raises(MmattnError, match="cannot be rolled out"):
+            with pytest.raises(MmattnError, match="cannot be followed"):
                 family.ground(_picture((56, 56)), "a", method="rollout(tokens='last')")
             return
         method = f"{method[:-1]}, tokens='last')" if method.endswith("])") else "tag(tokens='last')"
