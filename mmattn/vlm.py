@@ -73,6 +73,7 @@ class VLM:
         stop_token_ids: Sequence[int] | None = None,
         keys: Sequence[str] | None = None,
         capture: Capture | None = None,
+        scores: Sequence[str | int] | None = None,
         fast: bool = True,
         share: bool = True,
         on_done: Callable[[int], None] = lambda _: None,
@@ -95,6 +96,8 @@ class VLM:
             keys: names of the prompts' random streams, in place of their content; equal keys draw alike.
             capture: which attention rows to keep while generating, `Capture()` for all; each answer then has them as
                 `attention`, one row per generated token: the one that decided it. Of the plain branch, as edited.
+            scores: words or token ids; each answer then has as `scores` how each of them stood when the first token was
+                chosen, of a word its first token: the method's joined scores, -inf for a token that it rules out.
             fast: on a GPU, decode by fused kernels that are captured once and replayed, where the model allows it;
                 the first call takes some seconds longer. False: always through the model's own modules.
             share: let prompts about one picture share its vision features and the prefill of what they have in
@@ -116,6 +119,12 @@ class VLM:
             capture=capture and capture.resolved(len(self.adapter.attention_layers), self._heads),
             fast=fast,
             share=share,
+            scores=None
+            if scores is None
+            else {
+                one: self.first_token(one) if isinstance(one, str) else self._token_ids("scores", [one])[0]
+                for one in scores
+            },
         )
         samples = _samples(images, prompts)
         if any(branch.pixels or branch.hidden for branch in options.method.branches()) and not all(
@@ -239,6 +248,11 @@ class VLM:
             else []
         )
         return found[0] if isinstance(query, str) else found
+
+    def first_token(self, word: str) -> int:
+        """The token that an answer of this word begins with."""
+        read = self.adapter.tokenised(Sample((), "?", word), ())
+        return read.ids[read.prompt_length]
 
     def describe(self) -> dict[str, Any]:
         """What a result file needs to name this model: JSON values only."""

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from mmattn.errors import MmattnError
 from mmattn.eval.coco import Instances, load_instances
 from mmattn.eval.objects import vocabulary
-from mmattn.eval.questions import STRATEGIES, Question, ask, build, draw_images, dumps, read
+from mmattn.eval.pope import Pope
+from mmattn.eval.questions import STRATEGIES, Question, ask, build, draw_images, dumps, load_questions, read
+from mmattn.eval.rows import rejected
 from tests.eval.fakes import World
 
 NAMES = [f"{letter}{number}" for letter in "abcdefgh" for number in range(3)]
@@ -121,18 +123,18 @@ GOOD = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "holds no questions"),
-        (["{"], "line 1 is not valid JSON"),
-        (["[" * 100_000], "line 1 is not valid JSON"),
-        ([{**GOOD, "text": "  "}], "line 1 has no usable 'text'"),
-        ([{**GOOD, "text": "Is \ud800?"}], "line 1 has no usable 'text'"),
-        ([{**GOOD, "image": "\udc80.jpg"}], "line 1 has no usable 'image'"),
-        (["[1]"], "line 1 is not a JSON object"),
-        ([GOOD, {**GOOD, "question_id": "2"}], "line 2 has no usable 'question_id'"),
-        ([{**GOOD, "image": ""}], "line 1 has no usable 'image'"),
-        ([{key: GOOD[key] for key in ("question_id", "image", "label")}], "line 1 has no usable 'text'"),
-        ([{**GOOD, "label": "perhaps"}], "label 'perhaps' is neither yes nor no"),
-        ([GOOD, {**GOOD, "question_id": 2}, GOOD], "line 3 repeats question_id 1 of line 1"),
+        ([], "is empty"),
+        (["{"], "line 1: not valid JSON"),
+        (["[" * 100_000], "is not valid JSON"),
+        ([{**GOOD, "text": "  "}], "line 1: no usable 'text'"),
+        ([{**GOOD, "text": "Is \ud800?"}], "line 1: no usable 'text'"),
+        ([{**GOOD, "image": "\udc80.jpg"}], "line 1: no usable 'image'"),
+        (["[1]"], "entry 1: not a JSON object"),
+        ([GOOD, {**GOOD, "question_id": "two"}], "line 2: no usable 'question_id'"),
+        ([{**GOOD, "image": ""}], "line 1: no usable 'image'"),
+        ([{key: GOOD[key] for key in ("question_id", "image", "label")}], "line 1: no usable 'text'"),
+        ([{**GOOD, "label": "perhaps"}], "line 1: label 'perhaps' is neither yes nor no"),
+        ([GOOD, {**GOOD, "question_id": 2}, GOOD], "line 3: repeats question_id 1 of line 1"),
     ],
 )
 def test_malformed_question_files(lines: list[Any], message: str, tmp_path: Path) -> None:
@@ -141,6 +143,39 @@ def test_malformed_question_files(lines: list[Any], message: str, tmp_path: Path
     with pytest.raises(MmattnError, match=message) as caught:
         read(path)
     assert caught.value.remedy
+
+
+def test_bad_lines_are_told_and_the_others_kept(tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    lines = [json.dumps(GOOD), "{", json.dumps({**GOOD, "question_id": 2}), "", json.dumps(GOOD)]
+    path.write_text("\n".join(lines))
+    listed = load_questions(path)
+    assert [question.question_id for question in listed.entries] == [1, 2]
+    assert listed.places == ("line 1", "line 3")
+    assert [problem.split(" (")[0] for problem in listed.problems] == [
+        "line 2: not valid JSON",
+        "line 5: repeats question_id 1 of line 1",
+    ]
+    assert rejected(listed)["count"] == 2
+
+
+def test_a_list_and_capital_labels_are_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    path.write_text("\ufeff" + json.dumps([{**GOOD, "label": "No"}, {**GOOD, "question_id": 2, "extra": 1}]), "utf-8")
+    assert [question.label for question in read(path)] == ["no", "yes"]
+
+
+def test_defects_of_published_questions_are_counted(tmp_path: Path) -> None:
+    texts = [
+        "Is there an imange in the image?",
+        "Is there a oven in the imange?",
+        "Is there an dog in the image?",
+        "Why?",
+    ]
+    questions = [Question(n, "a.jpg", text, "no") for n, text in enumerate(texts)]
+    described = Pope("x", questions, tmp_path).describe()
+    assert described["misspelt"] == 2
+    assert described["wrong_articles"] == 2
 
 
 def test_question_file_that_is_missing_or_binary(tmp_path: Path) -> None:
