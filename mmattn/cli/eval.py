@@ -83,6 +83,9 @@ def chair(
     captions: References = None,
     images: Images = None,
     prompt: Annotated[str | None, typer.Option(help="What the model is asked for; a description by default.")] = None,
+    strict_original: Annotated[
+        bool, typer.Option("--strict-original", help="Read captions as the first published script does.")
+    ] = False,
     as_json: AsJson = False,
     fresh: Fresh = False,
 ) -> None:
@@ -93,7 +96,7 @@ def chair(
         if prompt is not None:
             require_text("prompt", prompt)
         data = Data.find(annotations, captions, images, captions_needed=True)
-        return [_chair(data, prompt, max_new_tokens, seed, limit)]
+        return [_chair(data, prompt, max_new_tokens, seed, limit, strict_original)]
 
     _run("chair", job, benchmarks)
 
@@ -207,7 +210,9 @@ def _published(questions: Path, images: Path | None, rule: str, longest: int, li
     )
 
 
-def _chair(data: Data, prompt: str | None, longest: int, seed: int, limit: int | None) -> Benchmark:
+def _chair(
+    data: Data, prompt: str | None, longest: int, seed: int, limit: int | None, original: bool = False
+) -> Benchmark:
     from mmattn.eval import Chair
     from mmattn.eval.chair import PROMPT
 
@@ -219,6 +224,7 @@ def _chair(data: Data, prompt: str | None, longest: int, seed: int, limit: int |
         max_new_tokens=longest,
         seed=seed,
         limit=limit,
+        original=original,
     )
 
 

@@ -48,9 +48,11 @@ def disagreement(records: Sequence[Record], used: Scorer) -> dict[str, Any]:
 
 
 def told(values: dict[str, Any]) -> list[str]:
-    """`disagreement` in a line; none where all rules agree."""
+    """`disagreement` in a line."""
     if not values["disagree"]:
-        return []
+        return [f"all {len(values['scorers'])} scorers agree on all {values['answers']} answers"] * bool(
+            values["answers"]
+        )
     accuracies = (
         f"{name} {100 * one['accuracy']:.1f}" + (f" ({one['unparsable']} unparsable)" if one["unparsable"] else "")
         for name, one in values["scorers"].items()

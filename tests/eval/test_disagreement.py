@@ -60,10 +60,11 @@ def test_disagreement_by_hand(pope: Pope) -> None:
     assert "lmms-eval 50.0 (2 unparsable)" in line
 
 
-def test_nothing_is_said_where_all_agree(pope: Pope) -> None:
+def test_agreement_is_told_too(pope: Pope) -> None:
     one = records(pope)[:1]
-    assert pope.extras(one)["notes"] == []
+    assert pope.extras(one)["notes"] == ["all 5 scorers agree on all 1 answers"]
     assert pope.extras(one)["scorers"]["disagree"] == 0
+    assert pope.extras([])["notes"] == []
 
 
 def test_a_run_tells_it_and_writes_answers_for_other_scorers(world: World, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,27 @@ def test_every_list_keeps_the_rules(strategy: str, objects: dict[str, tuple[str,
         asked = [q.object for q in questions if q.image == image and q.label == "yes"]
         assert asked == list(objects[image][:3])
     assert questions == build(data, strategy, seed)
+
+
+def test_a_coco_file_gives_the_published_numbers(tmp_path: Path) -> None:
+    """500 pictures, 3,000 questions, half of them yes, six a picture in turns; from a file as pycocotools reads it."""
+    rng = random.Random(0)
+    images = [{"id": number, "file_name": f"{number:012d}.jpg"} for number in range(560)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(NAMES)]
+    annotations: list[dict[str, Any]] = []
+    for image in images:
+        for category in rng.choices(range(len(NAMES)), k=2 if image["id"] in range(40) else rng.randint(6, 12)):  # type: ignore[operator]
+            annotations.append({"id": len(annotations), "image_id": image["id"], "category_id": category})
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}))
+    data = load_instances(path)
+    for strategy in STRATEGIES:
+        questions = build(data, strategy, seed=1)
+        assert len(questions) == 3000
+        assert [question.label for question in questions] == ["yes", "no"] * 1500
+        assert set(Counter(question.image for question in questions).values()) == {6}
+        assert len({question.image for question in questions}) == 500
+        assert dumps(questions) == dumps(build(load_instances(path), strategy, seed=1))
 
 
 def rank(counts: Counter[str]) -> list[str]:
