@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from mmattn.cli import basics, bench
+from mmattn.cli import basics, bench, published
 from mmattn.cli import eval as evaluation
 from mmattn.cli import ground as grounding
 from mmattn.cli import prompt as prompting
@@ -25,6 +25,7 @@ basics.register(app)
 app.command()(bench.bench)
 prompting.register(app)
 grounding.register(app, evaluation.app)
+published.register(evaluation.app)
 
 
 def main() -> None:

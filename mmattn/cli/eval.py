@@ -65,7 +65,7 @@ def pope(
         data = Data.find(annotations, None, images, captions_needed=False)
         return _pope(data, _names(split), scorer, max_new_tokens, seed, limit)
 
-    _run("pope", job, benchmarks, _by_scores if scorer == "logits" else None)
+    run("pope", job, benchmarks, _by_scores if scorer == "logits" else None)
 
 
 @app.command(epilog=STATUS)
@@ -98,7 +98,7 @@ def chair(
         data = Data.find(annotations, captions, images, captions_needed=True)
         return [_chair(data, prompt, max_new_tokens, seed, limit, strict_original)]
 
-    _run("chair", job, benchmarks)
+    run("chair", job, benchmarks)
 
 
 @app.command(name="all", epilog=STATUS)
@@ -129,7 +129,7 @@ def everything(
         captioned = _chair(data, None, max_new_tokens, seed, chair_limit or limit)
         return [*_pope(data, STRATEGIES, "official", 8, seed, limit), captioned]
 
-    _run("all", job, benchmarks)
+    run("all", job, benchmarks)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Data:
             raise MmattnError("--annotations needs the images it names", "Add --images FOLDER.")
         elif captions_needed and captions is None:
             typer.echo("No --captions: only annotated objects count as being in an image.", err=True)
-        _require_folder(images)
+        require_folder(images)
         references = load_captions(captions) if captions is not None and captions_needed else None
         return cls(images, load_instances(annotations), references)
 
@@ -204,7 +204,7 @@ def _published(questions: Path, images: Path | None, rule: str, longest: int, li
 
     if images is None:
         raise MmattnError("--questions needs the images it names", "Add --images FOLDER.")
-    _require_folder(images)
+    require_folder(images)
     return Pope(
         questions.stem, load_questions(questions), images, rule=scorer(rule), max_new_tokens=longest, limit=limit
     )
@@ -234,7 +234,7 @@ def _by_scores(model: Any) -> Any:
     return ByScores(model, YES_NO)
 
 
-def _run(
+def run(
     kind: str, job: Job, benchmarks: Callable[[], list[Benchmark]], wrap: Callable[[Any], Any] | None = None
 ) -> None:
     """Load, evaluate, draw, print. Everything the user can get wrong cheaply is checked before the model loads."""
@@ -336,6 +336,7 @@ def _names(text: str | None) -> list[str]:
     return names
 
 
-def _require_folder(folder: Path) -> None:
+def require_folder(folder: Path) -> None:
+    """Refuse a folder that is not there."""
     if not folder.is_dir():
         raise MmattnError(f"Image folder {folder} does not exist", "Check the path.")

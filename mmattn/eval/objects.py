@@ -79,7 +79,7 @@ class Vocabulary:
         return single if single in self._known else word
 
     def _single(self, word: str) -> str:
-        return _singular(word.lower())
+        return singular(word.lower())
 
     def _tokens(self, text: str) -> list[_Token]:
         tokens: list[_Token] = []
@@ -161,7 +161,8 @@ def word_count(text: str) -> int:
 
 
 @functools.lru_cache(maxsize=50_000)
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
+    """The singular of a plural noun in lower case; any other word as it is, and some that only look like one."""
     if not word.isalpha():
         return word
     single = inflector().singular_noun(word)
