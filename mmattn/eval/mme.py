@@ -37,10 +37,7 @@ class Mme(ListBenchmark):
         """Verdict yes, no or other, which is always wrong."""
         verdict = read(answer)
         correct = verdict == item.meta["label"]
-        task = item.meta["task"]
-        return Score(
-            verdict, {f"{task} asked": 1.0, f"{task} right": float(correct)}, {**item.meta, "correct": correct}
-        )
+        return Score(verdict, {"asked": 1.0, "right": float(correct)}, {**item.meta, "correct": correct})
 
     def join(self, records: Sequence[Record]) -> Sequence[Record]:
         """Pictures with both questions right; all is counted by task."""
