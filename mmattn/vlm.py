@@ -81,6 +81,7 @@ class VLM:
         keys: Sequence[str] | None = None,
         emphasise: Any = None,
         capture: Capture | None = None,
+        scores: Sequence[str | int] | None = None,
         fast: bool = True,
         share: bool = True,
         on_done: Callable[[int], None] = lambda _: None,
@@ -105,6 +106,8 @@ class VLM:
                 is given without a strength is for the method to steer to, or for InstABoost at its default.
             capture: which attention rows to keep while generating, `Capture()` for all; each answer then has them as
                 `attention`, one row per generated token: the one that decided it. Of the plain branch, as edited.
+            scores: words or token ids; each answer then has as `scores` how each of them stood when the first token was
+                chosen, of a word its first token: the method's joined scores, -inf for a token that it rules out.
             fast: on a GPU, decode by fused kernels that are captured once and replayed, where the model allows it;
                 the first call takes some seconds longer. False: always through the model's own modules.
             share: let prompts about one picture share its vision features and the prefill of what they have in
@@ -127,6 +130,12 @@ class VLM:
             capture=capture and capture.resolved(len(self.adapter.attention_layers), self._heads),
             fast=fast,
             share=share,
+            scores=None
+            if scores is None
+            else {
+                one: self.first_token(one) if isinstance(one, str) else self._token_ids("scores", [one])[0]
+                for one in scores
+            },
         )
         samples = marked(samples_of(images, prompts), what, isinstance(prompts, str))
         require_pictures(options.method, samples)
@@ -287,7 +296,7 @@ class VLM:
                 "Nobody trained a detector of chunks for this model", "Train one: `mmattn detector train --chunk 8`."
             )
         longest, size = whole("max_new_tokens", max_new_tokens, 1), whole("batch_size", batch_size, 1)
-        samples = _samples(images, prompts)
+        samples = samples_of(images, prompts)
         if not all(one.images for one in samples):
             raise MmattnError("Guided decoding needs a picture with every prompt", "Use generate().")
         answers: list[Generation] = []
@@ -340,6 +349,11 @@ class VLM:
         region = getattr(Region, kinds[0])(given[kinds[0]], picture.size)
         sample = Sample((picture,), prompt)
         return refer(self.adapter, sample, region, how, stop_ids=self._stop_ids(None), max_new_tokens=longest)
+
+    def first_token(self, word: str) -> int:
+        """The token that an answer of this word begins with."""
+        read = self.adapter.tokenised(Sample((), "?", word), ())
+        return read.ids[read.prompt_length]
 
     def describe(self) -> dict[str, Any]:
         """What a result file needs to name this model: JSON values only."""

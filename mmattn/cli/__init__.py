@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from mmattn.cli import basics, bench, detector
+from mmattn.cli import basics, bench, detector, published
 from mmattn.cli import eval as evaluation
 from mmattn.cli import ground as grounding
 from mmattn.cli import prompt as prompting
@@ -28,6 +28,7 @@ prompting.register(app)
 grounding.register(app, evaluation.app)
 app.add_typer(detector.app, name="detector")
 app.command()(referring.refer)
+published.register(evaluation.app)
 
 
 def main() -> None:

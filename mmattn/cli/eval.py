@@ -49,7 +49,9 @@ def pope(
         str | None, typer.Option(help="Comma-separated: random, popular, adversarial; all of them by default.")
     ] = None,
     questions: Annotated[Path | None, typer.Option(help="Published POPE file to ask instead (JSON lines).")] = None,
-    scorer: Annotated[str, typer.Option(help="Rule that reads yes or no from an answer.")] = "official",
+    scorer: Annotated[
+        str, typer.Option(help="Rule that reads yes or no: official, opera, vcd, lmms-eval, mitigv; or logits.")
+    ] = "official",
     as_json: AsJson = False,
     fresh: Fresh = False,
 ) -> None:
@@ -63,7 +65,7 @@ def pope(
         data = Data.find(annotations, None, images, captions_needed=False)
         return _pope(data, _names(split), scorer, max_new_tokens, seed, limit)
 
-    _run("pope", job, benchmarks)
+    run("pope", job, benchmarks, _by_scores if scorer == "logits" else None)
 
 
 @app.command(epilog=STATUS)
@@ -81,6 +83,9 @@ def chair(
     captions: References = None,
     images: Images = None,
     prompt: Annotated[str | None, typer.Option(help="What the model is asked for; a description by default.")] = None,
+    strict_original: Annotated[
+        bool, typer.Option("--strict-original", help="Read captions as the first published script does.")
+    ] = False,
     as_json: AsJson = False,
     fresh: Fresh = False,
 ) -> None:
@@ -91,9 +96,9 @@ def chair(
         if prompt is not None:
             require_text("prompt", prompt)
         data = Data.find(annotations, captions, images, captions_needed=True)
-        return [_chair(data, prompt, max_new_tokens, seed, limit)]
+        return [_chair(data, prompt, max_new_tokens, seed, limit, strict_original)]
 
-    _run("chair", job, benchmarks)
+    run("chair", job, benchmarks)
 
 
 @app.command(name="all", epilog=STATUS)
@@ -124,7 +129,7 @@ def everything(
         captioned = _chair(data, None, max_new_tokens, seed, chair_limit or limit)
         return [*_pope(data, STRATEGIES, "official", 8, seed, limit), captioned]
 
-    _run("all", job, benchmarks)
+    run("all", job, benchmarks)
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,7 @@ class Data:
             raise MmattnError("--annotations needs the images it names", "Add --images FOLDER.")
         elif captions_needed and captions is None:
             typer.echo("No --captions: only annotated objects count as being in an image.", err=True)
-        _require_folder(images)
+        require_folder(images)
         references = load_captions(captions) if captions is not None and captions_needed else None
         return cls(images, load_instances(annotations), references)
 
@@ -195,15 +200,19 @@ def _pope(data: Data, splits: Sequence[str], rule: str, longest: int, seed: int,
 
 
 def _published(questions: Path, images: Path | None, rule: str, longest: int, limit: int | None) -> Benchmark:
-    from mmattn.eval import Pope, read, scorer
+    from mmattn.eval import Pope, load_questions, scorer
 
     if images is None:
         raise MmattnError("--questions needs the images it names", "Add --images FOLDER.")
-    _require_folder(images)
-    return Pope(questions.stem, read(questions), images, rule=scorer(rule), max_new_tokens=longest, limit=limit)
+    require_folder(images)
+    return Pope(
+        questions.stem, load_questions(questions), images, rule=scorer(rule), max_new_tokens=longest, limit=limit
+    )
 
 
-def _chair(data: Data, prompt: str | None, longest: int, seed: int, limit: int | None) -> Benchmark:
+def _chair(
+    data: Data, prompt: str | None, longest: int, seed: int, limit: int | None, original: bool = False
+) -> Benchmark:
     from mmattn.eval import Chair
     from mmattn.eval.chair import PROMPT
 
@@ -215,10 +224,19 @@ def _chair(data: Data, prompt: str | None, longest: int, seed: int, limit: int |
         max_new_tokens=longest,
         seed=seed,
         limit=limit,
+        original=original,
     )
 
 
-def _run(kind: str, job: Job, benchmarks: Callable[[], list[Benchmark]]) -> None:
+def _by_scores(model: Any) -> Any:
+    from mmattn.eval import YES_NO, ByScores
+
+    return ByScores(model, YES_NO)
+
+
+def run(
+    kind: str, job: Job, benchmarks: Callable[[], list[Benchmark]], wrap: Callable[[Any], Any] | None = None
+) -> None:
     """Load, evaluate, draw, print. Everything the user can get wrong cheaply is checked before the model loads."""
     from mmattn.decoding import split_methods
     from mmattn.eval.runner import label_methods
@@ -227,6 +245,7 @@ def _run(kind: str, job: Job, benchmarks: Callable[[], list[Benchmark]]) -> None
     asked = benchmarks()
     methods = list(label_methods(split_methods(job.method)).values())
     model = load_model(job.model, job.device, job.dtype)
+    model = wrap(model) if wrap else model
     try:
         results = _evaluate(model, job, asked, methods, out)
     except KeyboardInterrupt:
@@ -248,10 +267,12 @@ def _evaluate(model: Any, job: Job, asked: list[Benchmark], methods: list[Any], 
 
 
 def _keep_report(results: dict[str, Any], out: Path) -> None:
+    from mmattn.eval.further import notes
     from mmattn.eval.report import markdown
     from mmattn.eval.store import write_atomic
 
-    write_atomic(out / "table.md", markdown(results))
+    lines = "".join(f"\n{line}\n" for line in notes(results))
+    write_atomic(out / "table.md", markdown(results) + lines)
 
 
 def _draw(model: Any, asked: list[Benchmark], method: str, out: Path) -> None:
@@ -271,6 +292,7 @@ def _draw(model: Any, asked: list[Benchmark], method: str, out: Path) -> None:
 def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:
     from rich.console import Console
 
+    from mmattn.eval.further import notes, rejects
     from mmattn.eval.report import failures, table
 
     if as_json:
@@ -278,12 +300,16 @@ def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:
     else:
         # a pipe has no width; a table folded to 80 columns is unreadable there
         Console(width=None if sys.stdout.isatty() else 160).print(table(results))
+        for line in notes(results):
+            typer.echo(line)
     typer.echo(f"Run folder: {out}", err=True)
-    problem = failures(results)
+    problem, unusable = failures(results), rejects(results)
+    for line in unusable:
+        typer.echo(line, err=True)
     if problem:
-        typer.echo(
-            f"{problem} Details: {out / 'samples.jsonl'}; the run is incomplete, exit status {INCOMPLETE}.", err=True
-        )
+        typer.echo(f"{problem} Details: {out / 'samples.jsonl'}.", err=True)
+    if problem or unusable:
+        typer.echo(f"The run is incomplete, exit status {INCOMPLETE}.", err=True)
         raise typer.Exit(INCOMPLETE)
 
 
@@ -310,6 +336,7 @@ def _names(text: str | None) -> list[str]:
     return names
 
 
-def _require_folder(folder: Path) -> None:
+def require_folder(folder: Path) -> None:
+    """Refuse a folder that is not there."""
     if not folder.is_dir():
         raise MmattnError(f"Image folder {folder} does not exist", "Check the path.")

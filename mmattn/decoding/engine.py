@@ -18,7 +18,7 @@ from mmattn.attention import RowCapture, Session, active
 from mmattn.decoding.exits import exit_scores, exits_of
 from mmattn.decoding.fast import LANES, Rules, Size
 from mmattn.decoding.features import Features
-from mmattn.decoding.method import Method
+from mmattn.decoding.method import Method, Step
 from mmattn.decoding.prefix import Decode, Prefixes, plan, prefill
 from mmattn.decoding.progress import Progress
 from mmattn.decoding.recorder import Capture, Recorder
@@ -40,6 +40,7 @@ class Generation:
         finish_reason: "stop" at a stop token, "length" at max_new_tokens.
         attention: with `capture`, the rows that decided the captured tokens.
         stop_token: the stop token, if there was one.
+        scores: with `scores`, what each of those tokens had when the first token was chosen.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Generation:
     finish_reason: Literal["stop", "length"]
     attention: Attention | None = field(default=None, compare=False, repr=False)
     stop_token: int | None = field(default=None, compare=False, repr=False)
+    scores: Mapping[str | int, float] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Options:
     Attributes:
         fast: on a GPU, decode by a step that is captured once and replayed, where the model and the method allow it.
         share: let prompts about one picture share its prefill.
+        scores: token ids, by any name, whose scores for the first token are kept.
     """
 
     method: Method
@@ -87,6 +90,7 @@ class Options:
     capture: Capture | None = None
     fast: bool = True
     share: bool = True
+    scores: Mapping[str | int, int] | None = None
 
 
 def run(
@@ -164,9 +168,12 @@ def _decode_batch(
         recorder = None
         if options.capture is not None:
             recorder = Recorder(options.capture, adapter, batch, len(batch.embeds) // len(requests))
-        tokens = _loop(adapter, batch, requests, options, session, recorder, prefixes)
+        tokens, scores = _loop(adapter, batch, requests, options, session, recorder, prefixes)
     ended = zip(tokens.tolist(), requests, strict=True)
     answers = [_finish(adapter, row[: request.room], options.stop_ids) for row, request in ended]
+    if options.scores is not None and scores is not None:
+        known = (dict(zip(options.scores, row, strict=True)) for row in scores.tolist())
+        answers = [replace(answer, scores=row) for answer, row in zip(answers, known, strict=True)]
     if recorder is None or shares is None:
         return answers
     read = recorder.attention([request.prepared for request in requests], [one.token_ids for one in answers], shares)
@@ -264,8 +271,8 @@ def _loop(
     session: Session,
     recorder: Recorder | None,
     prefixes: Prefixes | None,
-) -> torch.Tensor:
-    """Token ids (B, steps) on the CPU; rows that ended early are filled up."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Token ids (B, steps) on the CPU, rows that ended early filled up; and the scores that are to be kept."""
     branches = len(batch.embeds) // len(requests)
     rooms = [request.room for request in requests]
     exits = exits_of(adapter, options.method)
@@ -274,6 +281,7 @@ def _loop(
     progress.start(rooms, _uniforms(requests, options))
     # Rows that end with the prefill have no place in a lane.
     cache = lane.cache(len(batch.mask)) if lane and branches == lane.branches else adapter.new_cache()
+    scores = None
     for step in range(max(rooms)):
         decode = _prefill(adapter, session, prefixes, lane) if step == 0 else partial(_plain, adapter)
         hidden = _recorded(decode, batch, cache, session, recorder, step)
@@ -288,6 +296,8 @@ def _loop(
                 if recorder:
                     recorder.keep(kept, branches)
         logits = adapter.logits(hidden).view(len(requests), branches, -1)
+        if step == 0:
+            scores = _first_scores(logits, early, options)
         chosen = progress.advance(*(lane.padded(logits, early) if lane else (logits, early)))
         if lane and lane.rewriting.knows(session.memory):
             if kept is not None:
@@ -303,7 +313,15 @@ def _loop(
         LANES.give(adapter, lane)
     if broken:
         raise MmattnError("The model's scores are not numbers (NaN)", "Try dtype='bfloat16' or 'float32'.")
-    return tokens
+    return tokens, scores
+
+
+def _first_scores(logits: torch.Tensor, early: torch.Tensor | None, options: Options) -> torch.Tensor | None:
+    """The kept tokens' scores (B, kept) float32 on the CPU, by the method's rule from all branches' (B, K, V)."""
+    if options.scores is None:
+        return None
+    step = Step(logits, torch.zeros((), dtype=torch.long, device=logits.device), early)
+    return options.method.combine(step)[:, list(options.scores.values())].float().cpu()
 
 
 def _recorded(

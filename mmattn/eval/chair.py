@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from numpy.typing import NDArray
 
 from mmattn.errors import MmattnError
 from mmattn.eval.coco import Captions, Instances
+from mmattn.eval.further import Further
 from mmattn.eval.objects import vocabulary, word_count
 from mmattn.eval.questions import draw_images
-from mmattn.eval.types import Item, Score, Totals, harmonic, ratio
+from mmattn.eval.types import Item, Record, Score, Totals, harmonic, ratio
 
 PROMPT = "Please help me describe the image in detail."
-SCORER_VERSION = "1"
+SCORER_VERSION = "2"
 
 
-class Chair:
+class Chair(Further):
     """Captions of images whose objects are known.
 
     What is in a picture = its annotated objects and those its reference captions name.
@@ -33,6 +35,7 @@ class Chair:
         images: folder that the file names are relative to.
         seed: draws the images (500, or all when there are fewer) and their order.
         limit: keep the first so many images only.
+        original: read captions as the first published script does, slips included.
     """
 
     def __init__(
@@ -45,13 +48,21 @@ class Chair:
         max_new_tokens: int = 64,
         seed: int = 0,
         limit: int | None = None,
+        original: bool = False,
     ) -> None:
         self.name = "chair"
         self.max_new_tokens = max_new_tokens
-        self._words = vocabulary()
+        self._words = vocabulary(original)
+        self._original = original
         self._prompt = prompt
         self._folder = images
-        self._sources = {"instances_sha256": instances.sha256, "captions_sha256": captions and captions.sha256}
+        self._ids = instances.ids
+        self._sources = {
+            "instances": instances.source,
+            "instances_sha256": instances.sha256,
+            "captions": captions and captions.source,
+            "captions_sha256": captions and captions.sha256,
+        }
         listed = set(self._words.categories)
         self._outside = sorted(set(instances.categories) - listed)
         if len(self._outside) == len(instances.categories):
@@ -122,7 +133,12 @@ class Chair:
         """Scorer and table versions, sizes, digests of the questions with their ground truth and of the image list."""
         return {
             "benchmark": "CHAIR",
-            "scorer": {"name": "chair", "version": SCORER_VERSION, "synonyms": self._words.version},
+            "scorer": {
+                "name": "chair",
+                "version": SCORER_VERSION,
+                "synonyms": self._words.version,
+                "strict_original": self._original,
+            },
             "prompt": self._prompt,
             "images": len(self._names),
             "images_without_captions": self._uncaptioned,
@@ -132,6 +148,31 @@ class Chair:
             "questions_sha256": hashlib.sha256(self._listing().encode()).hexdigest(),
             "images_sha256": hashlib.sha256("\n".join(self._names).encode()).hexdigest(),
         }
+
+    def extras(self, records: Sequence[Record]) -> dict[str, Any]:
+        """By object: mentions, those in pictures without it, pictures with it, and those where it was named."""
+        table = {
+            name: dict.fromkeys(("mentions", "hallucinated", "present", "found"), 0) for name in self._words.categories
+        }
+        for record in records:
+            mentions, objects = record.details["mentions"], record.details["objects"]
+            for one in mentions:
+                table[one["object"]]["mentions"] += 1
+                table[one["object"]]["hallucinated"] += one["hallucinated"]
+            for name in objects:
+                table[name]["present"] += 1
+                table[name]["found"] += any(one["object"] == name for one in mentions)
+        ranked = sorted(table.items(), key=lambda pair: (-pair[1]["hallucinated"], pair[0]))
+        worst = [
+            f"{name} {one['hallucinated']} of {one['mentions']}" for name, one in ranked[:5] if one["hallucinated"]
+        ]
+        notes = [f"named most often where they are not: {', '.join(worst)} mentions"] if worst else []
+        return {"objects": {name: one for name, one in ranked if any(one.values())}, "notes": notes}
+
+    def answers(self, records: Sequence[Record]) -> dict[str, str]:
+        """JSON lines {image_id, caption}, as CHAIR scripts read them."""
+        lines = ({"image_id": self._ids.get(one.image, one.image), "caption": one.answer} for one in records)
+        return {"captions.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)}
 
     def files(self) -> dict[str, str]:
         """The images with what is in them, one JSON object a line."""

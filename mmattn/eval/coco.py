@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Instances:
     """Image -> category -> boxes of its annotations that have one."""
     sizes: Mapping[str, tuple[int, int]]
     """Width and height, for images whose entry tells them."""
+    ids: Mapping[str, int] = field(default_factory=dict)
+    """COCO's number of each image."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def load_instances(path: Path) -> Instances:
             found[category] = found.get(category, ()) + _box(entry)
         objects[name], boxes[name] = tuple(found), found
     sizes = {image["file_name"]: (image["width"], image["height"]) for image in data["images"] if _has_size(image)}
-    return Instances(path.name, digest, tuple(names.values()), tuple(categories.values()), objects, boxes, sizes)
+    ids = {name: number for number, name in names.items()}
+    return Instances(path.name, digest, tuple(names.values()), tuple(categories.values()), objects, boxes, sizes, ids)
 
 
 def load_captions(path: Path) -> Captions:

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmattn.eval.questions import inflector
 
@@ -37,12 +38,11 @@ class _Token:
 class Vocabulary:
     """The synonym table, ready for look-ups."""
 
-    def __init__(self, table: Mapping[str, object]) -> None:
+    _words = _WORD
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
         categories, ignored = table["categories"], table["ignored"]
         qualifiers = table["qualifiers"]
-        assert isinstance(categories, dict)
-        assert isinstance(ignored, dict)
-        assert isinstance(qualifiers, dict)
         self.version = str(table["version"])
         self.categories: tuple[str, ...] = tuple(categories)
         self._names: dict[tuple[str, ...], str | None] = {tuple(p.split()): None for p in ignored["phrases"]}
@@ -79,13 +79,13 @@ class Vocabulary:
         return single if single in self._known else word
 
     def _single(self, word: str) -> str:
-        return _singular(word.lower())
+        return singular(word.lower())
 
     def _tokens(self, text: str) -> list[_Token]:
         tokens: list[_Token] = []
-        for match in _WORD.finditer(text):
+        for match in self._words.finditer(text):
             word = re.sub(r"['’]s$", "", match.group().lower())
-            parts = word.split("-")
+            parts = self._parts(word)
             phrase = tuple(self.singular(part) for part in parts)
             if len(parts) == 1 or phrase not in self._names:
                 # a compound is one word unless it spells a listed phrase: "man-made" names no man
@@ -96,6 +96,9 @@ class Vocabulary:
                 tokens.append(_Token(single, start, start + len(part)))
                 start += len(part) + 1
         return tokens
+
+    def _parts(self, word: str) -> list[str]:
+        return word.split("-")
 
     def _match(self, tokens: Sequence[_Token], i: int) -> int:
         """How many tokens the longest listed phrase at `i` has; 0 when there is none."""
@@ -114,10 +117,42 @@ class Vocabulary:
         return length > 0 and self._names[tuple(t.word for t in tokens[i + 1 : i + 1 + length])] in categories
 
 
+class Original(Vocabulary):
+    """The table as the first published script reads it, its slips included.
+
+    It looks at the words between spaces and commas, and at pairs of them that stand in a list of its own: no phrase
+    of three words, no parts of a hyphened or slashed word. Some entries can never match. A qualifier stands only
+    before the animals' own names, or "jet" and "train".
+    """
+
+    _words = re.compile(r"[^\W_]+(?:[-'’./][^\W_]+)*")
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        super().__init__(table)
+        rules = table["original"]
+        pairs, unmatched = set(rules["pairs"]), set(rules["unmatched"])
+        names = {" ".join(words): category for words, category in self._names.items()}
+        kept = {name: category for name, category in names.items() if " " not in name or name in pairs}
+        # an unmatched pair is still taken for one word, that names nothing
+        self._names = {
+            tuple(name.split()): None if name in unmatched else category
+            for name, category in kept.items()
+            if " " in name or name not in unmatched
+        }
+        self._before = {word: frozenset(followers) for word, followers in rules["qualifiers"].items()}
+
+    def _parts(self, word: str) -> list[str]:
+        return [word]
+
+    def _only_qualifies(self, tokens: Sequence[_Token], i: int) -> bool:
+        return i + 1 < len(tokens) and tokens[i + 1].word in self._before.get(tokens[i].word, ())
+
+
 @functools.cache
-def vocabulary() -> Vocabulary:
-    """The table that ships with the package."""
-    return Vocabulary(tomllib.loads(TABLE.read_text(encoding="utf-8")))
+def vocabulary(original: bool = False) -> Vocabulary:
+    """The table that ships with the package, read as it should be, or as the original does."""
+    table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
+    return Original(table) if original else Vocabulary(table)
 
 
 def word_count(text: str) -> int:
@@ -126,7 +161,8 @@ def word_count(text: str) -> int:
 
 
 @functools.lru_cache(maxsize=50_000)
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
+    """The singular of a plural noun in lower case; any other word as it is, and some that only look like one."""
     if not word.isalpha():
         return word
     single = inflector().singular_noun(word)

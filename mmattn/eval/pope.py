@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmattn.eval.coco import Instances
+from mmattn.eval.disagreement import disagreement, told
+from mmattn.eval.further import Further
 from mmattn.eval.questions import Question, dumps
-from mmattn.eval.scorers import Scorer, scorer
-from mmattn.eval.types import Item, Score, Totals, harmonic, ratio
+from mmattn.eval.rows import Listed, placed, rejected
+from mmattn.eval.scorers import LOGITS, Scorer, scorer
+from mmattn.eval.types import Item, Record, Score, Totals
+from mmattn.eval.yesno import cell, rates
 
 
-class Pope:
+class Pope(Further):
     """One POPE question list.
 
     Args:
         name: the list's name, such as "random"; the benchmark is then "pope-random".
-        questions: from `questions.build` or `questions.read`.
+        questions: from `build`, or `load_questions` for a published file.
         images: folder that the image names of the questions are relative to.
         instances: where objects are, if known; lets a picture be drawn of a question with one clear object.
         rule: how answers are read.
@@ -31,7 +36,7 @@ class Pope:
     def __init__(
         self,
         name: str,
-        questions: Sequence[Question],
+        questions: Sequence[Question] | Listed[Question],
         images: Path,
         *,
         instances: Instances | None = None,
@@ -42,10 +47,13 @@ class Pope:
         self.name = f"pope-{name}"
         self.max_new_tokens = max_new_tokens
         self.rule = rule or scorer()
+        self._listed = questions if isinstance(questions, Listed) else None
+        questions = questions.entries if isinstance(questions, Listed) else questions
         names = list(dict.fromkeys(question.image for question in questions))[:limit]
         kept = set(names)
         self._questions = [question for question in questions if question.image in kept]
         self._names = names
+        self._places = placed(self._listed, lambda question: question.question_id) if self._listed else {}
         self._folder = images
         self._instances = instances
 
@@ -59,41 +67,41 @@ class Pope:
         if self._instances and question.image in self._instances.boxes:
             meta["boxes"] = self._instances.boxes[question.image].get(question.object, ())
             meta["size"] = self._instances.sizes.get(question.image)
-        return Item(str(question.question_id), question.image, self._folder / question.image, question.text, meta)
+        where = self._places.get(question.question_id, "")
+        path = self._folder / question.image
+        return Item(str(question.question_id), question.image, path, question.text, meta, where)
 
     def score(self, item: Item, answer: str) -> Score:
         """Verdict yes, no or unparsable, counted into the cell of the confusion table that the label gives."""
         label = item.meta["label"]
         verdict = self.rule.parse(answer, label)
-        cell = {
-            ("yes", "yes"): "true_yes",
-            ("no", "no"): "true_no",
-            ("no", "yes"): "false_yes",
-            ("yes", "no"): "false_no",
-        }.get((label, verdict), f"lost_{label}")
-        return Score(verdict, {cell: 1.0}, {"label": label, "correct": verdict == label})
+        return Score(verdict, {cell(label, verdict): 1.0}, {"label": label, "correct": verdict == label})
 
     def metrics(self, totals: Totals) -> dict[str, NDArray[np.float64]]:
         """Rates with "yes" as the positive class; an unparsable answer is wrong, and neither a yes nor a no."""
-        zero = np.zeros_like(next(iter(totals.values()))) if totals else np.zeros(())
+        return rates(totals)
 
-        def total(*names: str) -> NDArray[np.float64]:
-            return np.asarray(sum((totals.get(name, zero) for name in names), zero))
+    def extras(self, records: Sequence[Record]) -> dict[str, Any]:
+        """How far the public scorers disagree on these answers."""
+        if self.rule.name == LOGITS:
+            return {}
+        found = disagreement(records, self.rule)
+        return {"scorers": found, "notes": told(found)}
 
-        precision = ratio(total("true_yes"), total("true_yes", "false_yes"))
-        recall = ratio(total("true_yes"), total("true_yes", "false_no", "lost_yes"))
-        everything = total("true_yes", "false_yes", "true_no", "false_no", "lost_yes", "lost_no")
-        return {
-            "accuracy": ratio(total("true_yes", "true_no"), everything),
-            "precision": precision,
-            "recall": recall,
-            "f1": harmonic(precision, recall),
-            "yes_ratio": ratio(total("true_yes", "false_yes"), everything),
-            "false_yes_rate": ratio(total("false_yes"), total("false_yes", "true_no", "lost_no")),
-        }
+    def answers(self, records: Sequence[Record]) -> dict[str, str]:
+        """JSON lines for the official script (question, answer) and for VCD's (question_id, text)."""
+        lines = (
+            {"question_id": int(one.id), "question": one.prompt, "answer": one.answer, "text": one.answer}
+            for one in records
+        )
+        return {"answers.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)}
 
     def describe(self) -> dict[str, Any]:
-        """Scorer, sizes and digests; `misspelt` counts questions that say "imange", as some published files do."""
+        """Scorer, sizes and digests.
+
+        `misspelt` counts questions that say "imange", `wrong_articles` those about "a apple": some published files
+        have both. `rejected` names the lines of the file that could not be used.
+        """
         labels = [question.label for question in self._questions]
         return {
             "benchmark": "POPE",
@@ -101,7 +109,9 @@ class Pope:
             "questions": len(self._questions),
             "images": len(self._names),
             "labels": {label: labels.count(label) for label in ("yes", "no")},
-            "misspelt": sum("imange" in question.text for question in self._questions),
+            "misspelt": sum(question.misspelt for question in self._questions),
+            "wrong_articles": sum(question.has_wrong_article for question in self._questions),
+            "rejected": rejected(self._listed) if self._listed else None,
             "max_new_tokens": self.max_new_tokens,
             "annotations_sha256": self._instances.sha256 if self._instances else None,
             "questions_sha256": hashlib.sha256(dumps(self._questions).encode()).hexdigest(),

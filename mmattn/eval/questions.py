@@ -19,13 +19,15 @@ from typing import Any
 
 from mmattn.errors import MmattnError, unknown
 from mmattn.eval.coco import Instances
-from mmattn.text import is_text
+from mmattn.eval.rows import Fields, Listed, load, strictly
 
 STRATEGIES = ("random", "popular", "adversarial")
 IMAGES = 500
 PER_IMAGE = 3
 
-_QUESTION = re.compile(r"^is there an? (.+?) in the iman?ge\s*\?$", re.IGNORECASE)
+FORM = 'Each line is {"question_id": 1, "image": "1.jpg", "text": "Is there a dog in the image?", "label": "no"}.'
+
+_QUESTION = re.compile(r"^is there (an?) (.+?) in the iman?ge\s*\?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,28 @@ class Question:
     def object(self) -> str:
         """The object asked about; empty when the text is not of the usual form. "imange" is read as "image"."""
         match = _QUESTION.match(self.text.strip())
-        return match.group(1) if match else ""
+        return match.group(2) if match else ""
+
+    @property
+    def misspelt(self) -> bool:
+        """Whether it says "imange", as files built by the public script do."""
+        return "imange" in self.text
+
+    @property
+    def has_wrong_article(self) -> bool:
+        """Whether it asks for "a apple" or "an dog"."""
+        match = _QUESTION.match(self.text.strip())
+        return match is not None and match.group(1).lower() != _article(match.group(2))
 
 
 def ask(name: str) -> str:
     """The question about one object: "Is there a dog in the image?", with the article that the word needs."""
-    return f"Is there {inflector().a(name)} in the image?"
+    return f"Is there {_article(name)} {name} in the image?"
+
+
+@functools.cache
+def _article(name: str) -> str:
+    return str(inflector().a(name)).split(" ")[0]
 
 
 def build(instances: Instances, strategy: str, seed: int = 0, images: int = IMAGES) -> list[Question]:
@@ -125,52 +143,23 @@ def dumps(questions: Sequence[Question]) -> str:
     return "".join(json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in questions)
 
 
-def read(path: Path) -> list[Question]:
-    """Read a published question file.
+def load_questions(path: Path) -> Listed[Question]:
+    """Read a published question file (COCO, A-OKVQA, GQA): JSON lines or one list. Unusable lines are told apart.
 
     Raises:
-        MmattnError: missing file, or a malformed line; the message names the line.
+        MmattnError: missing file, or no usable line.
     """
-    if not path.is_file():
-        raise MmattnError(f"Question file {path} does not exist", "Check the path.")
-    questions: list[Question] = []
-    seen: dict[int, int] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise MmattnError(f"{path} is not UTF-8 text ({error})", "Download the file again.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        question = _parse(f"{path} line {number}", line)
-        first = seen.setdefault(question.question_id, number)
-        if first != number:
-            raise MmattnError(
-                f"{path} line {number} repeats question_id {question.question_id} of line {first}",
-                "Each question_id may occur once.",
-            )
-        questions.append(question)
-    if not questions:
-        raise MmattnError(f"{path} holds no questions", "It needs one JSON object a line.")
-    return questions
+    return load(path, _parse, lambda question: f"question_id {question.question_id}", FORM)
 
 
-def _parse(where: str, line: str) -> Question:
-    form = 'Each line is {"question_id": 1, "image": "1.jpg", "text": "Is there a dog in the image?", "label": "no"}.'
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise MmattnError(f"{where} is not valid JSON ({error})", form) from error
-    if not isinstance(values, dict):
-        raise MmattnError(f"{where} is not a JSON object", form)
-    usable = {"question_id": type(values.get("question_id")) is int}
-    usable |= {key: is_text(values.get(key)) and values[key].strip() != "" for key in ("image", "text", "label")}
-    for key, good in usable.items():
-        if not good:
-            raise MmattnError(f"{where} has no usable '{key}'", form)
-    if values["label"].lower() not in ("yes", "no"):
-        raise MmattnError(f"{where}: label {values['label']!r} is neither yes nor no", form)
-    return Question(values["question_id"], values["image"], values["text"], values["label"].lower())
+def read(path: Path) -> list[Question]:
+    """The same, where every line must be usable; the error names the first that is not."""
+    return list(strictly(load_questions(path), FORM))
+
+
+def _parse(entry: Fields) -> Question:
+    label = entry.one_of("label", ("yes", "no"))
+    return Question(entry.whole("question_id"), entry.text("image"), entry.text("text"), label)
 
 
 @functools.cache

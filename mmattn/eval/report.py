@@ -21,7 +21,7 @@ _TITLES = {
     "chair_s": "CHAIR_s",
     "length": "length in words",
 }
-_ABSOLUTE = {"length"}  # everything else is a rate, shown in percent
+_ABSOLUTE = {"length"}  # so are a benchmark's own scores; everything else is a rate, shown in percent
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _count(number: int, word: str) -> str:
 def _cell(metric: str, estimate: Mapping[str, float | None] | None, sign: bool = False) -> str:
     if estimate is None or estimate["value"] is None:
         return "-"
-    scale = 1 if metric in _ABSOLUTE else 100
+    scale = 1 if metric in _ABSOLUTE or metric.endswith(" score") else 100
     form = "{:+.1f}" if sign else "{:.1f}"
     text = form.format(scale * estimate["value"])
     if estimate["low"] is None or estimate["high"] is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmattn.eval import stats
+from mmattn.eval import further, stats
 from mmattn.eval.types import Benchmark, Record
 
 
@@ -25,7 +25,7 @@ def summarise(
     samples: dict[str, Any] = {}
     for benchmark in benchmarks:
         groups = {label: [r for r in records if (r.benchmark, r.method) == (benchmark.name, label)] for label in labels}
-        counts = {label: stats.Counts.of(records) for label, records in groups.items()}
+        counts = {label: stats.Counts.of(further.join(benchmark, records)) for label, records in groups.items()}
         metrics[benchmark.name] = {
             label: _plain(stats.estimates(one, benchmark.metrics)) for label, one in counts.items()
         }
@@ -41,6 +41,7 @@ def summarise(
         "metrics": metrics,
         "differences": {"from": labels[0], "metrics": gaps},
         "samples": samples,
+        "extras": further.extras(benchmarks, records, labels),
         "timing": _timing(records),
     }
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmattn.errors import MmattnError
-from mmattn.eval import provenance, stats
+from mmattn.eval import further, provenance, stats
 from mmattn.eval.results import summarise
 from mmattn.eval.store import RunFolder
 from mmattn.eval.types import Benchmark, Item, Model, Record
@@ -71,6 +71,7 @@ def evaluate(
                 for label, method in named.items():
                     run.ask_all(benchmark, label, method)
         results = summarise(settings, folder.commits, folder.records, benchmarks, list(named))
+        further.write_answers(benchmarks, folder.records, list(named), out)
         folder.write("results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     failed = [record for record in folder.records if record.status == "failed"]
     if failed and len(failed) == len(folder.records):
@@ -214,6 +215,7 @@ class _Run:
 
 def _record(benchmark: Benchmark, label: str, item: Item, said: _Said | None, reason: str) -> Record:
     if said is None:
+        reason = f"{item.where}: {reason}" if item.where else reason
         return Record(benchmark.name, label, item.id, item.image, item.prompt, "failed", reason)
     score = benchmark.score(item, said.text)
     return Record(

@@ -20,6 +20,7 @@ class Item:
 
     `id` is unique within its benchmark. `image` is the name in the annotations (also the unit of the bootstrap);
     `path` is where the file lies on this machine. `meta` is the benchmark's own knowledge, never shown to the model.
+    `where` is the place of the question in its file, for messages.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Item:
     path: Path
     prompt: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,40 @@ def test_published_questions(world: World, fake: FakeModel, tmp_path: Path) -> N
     assert described["misspelt"] == 1
 
 
+def test_unusable_lines_and_pictures_are_told_with_their_line(world: World, fake: FakeModel, tmp_path: Path) -> None:
+    line = {"question_id": 1, "image": "001.png", "text": "Is there a dog in the image?", "label": "no"}
+    lines = [line, {**line, "question_id": 2, "image": "gone.png"}, {**line, "label": 7}, line]
+    path = tmp_path / "q.json"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    result = invoke("pope", "--questions", path, "--images", world.images, "--out", tmp_path / "run")
+    assert result.exit_code == 3, result.output
+    assert "q.json: 2 unusable, not asked: line 3: no usable 'label'; line 4: repeats question_id 1" in result.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["benchmarks"]["pope-q"]["rejected"]["count"] == 2
+    (reason,) = results["samples"]["pope-q"]["greedy"]["reasons"].values()
+    assert reason.startswith("q.json line 2: Image file")
+
+
+def test_answers_by_scores(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Chooser(FakeModel):
+        def first_token(self, word: str) -> int:
+            return len(word)  # Yes and yes 3, No and no 2
+
+        def generate(self, images: Any, prompts: Any, *, scores: list[int], **given: Any) -> Any:  # type: ignore[override]
+            assert (scores, given["max_new_tokens"]) == ([3, 2], 1)
+            return [type("", (), {"scores": {3: 0, 2: 1}, "token_ids": (), "finish_reason": "length"}) for _ in prompts]
+
+    monkeypatch.setattr(command, "load_model", lambda name, device, dtype: Chooser())
+    result = invoke(
+        "pope", *data(world), "--split", "random", "--scorer", "logits", "--out", tmp_path / "run", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    results = json.loads(result.stdout)
+    assert results["metrics"]["pope-random"]["greedy"]["yes_ratio"]["value"] == 0.0
+    assert results["model"]["answers"]["tokens"] == {"Yes": [3], "No": [2]}
+    assert results["extras"] == {}
+
+
 def test_interruption_keeps_the_work_and_says_how_to_go_on(world: World, fake: FakeModel, tmp_path: Path) -> None:
     out = tmp_path / "run"
     fake.dies_in, fake.error = 3, KeyboardInterrupt

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from mmattn.errors import MmattnError
 from mmattn.eval.coco import Instances, load_instances
 from mmattn.eval.objects import vocabulary
-from mmattn.eval.questions import STRATEGIES, Question, ask, build, draw_images, dumps, read
+from mmattn.eval.pope import Pope
+from mmattn.eval.questions import STRATEGIES, Question, ask, build, draw_images, dumps, load_questions, read
+from mmattn.eval.rows import rejected
 from tests.eval.fakes import World
 
 NAMES = [f"{letter}{number}" for letter in "abcdefgh" for number in range(3)]
@@ -46,6 +49,27 @@ def test_every_list_keeps_the_rules(strategy: str, objects: dict[str, tuple[str,
         asked = [q.object for q in questions if q.image == image and q.label == "yes"]
         assert asked == list(objects[image][:3])
     assert questions == build(data, strategy, seed)
+
+
+def test_a_coco_file_gives_the_published_numbers(tmp_path: Path) -> None:
+    """500 pictures, 3,000 questions, half of them yes, six a picture in turns; from a file as pycocotools reads it."""
+    rng = random.Random(0)
+    images = [{"id": number, "file_name": f"{number:012d}.jpg"} for number in range(560)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(NAMES)]
+    annotations: list[dict[str, Any]] = []
+    for image in images:
+        for category in rng.choices(range(len(NAMES)), k=2 if image["id"] in range(40) else rng.randint(6, 12)):  # type: ignore[operator]
+            annotations.append({"id": len(annotations), "image_id": image["id"], "category_id": category})
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}))
+    data = load_instances(path)
+    for strategy in STRATEGIES:
+        questions = build(data, strategy, seed=1)
+        assert len(questions) == 3000
+        assert [question.label for question in questions] == ["yes", "no"] * 1500
+        assert set(Counter(question.image for question in questions).values()) == {6}
+        assert len({question.image for question in questions}) == 500
+        assert dumps(questions) == dumps(build(load_instances(path), strategy, seed=1))
 
 
 def rank(counts: Counter[str]) -> list[str]:
@@ -121,18 +145,18 @@ GOOD = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "holds no questions"),
-        (["{"], "line 1 is not valid JSON"),
-        (["[" * 100_000], "line 1 is not valid JSON"),
-        ([{**GOOD, "text": "  "}], "line 1 has no usable 'text'"),
-        ([{**GOOD, "text": "Is \ud800?"}], "line 1 has no usable 'text'"),
-        ([{**GOOD, "image": "\udc80.jpg"}], "line 1 has no usable 'image'"),
-        (["[1]"], "line 1 is not a JSON object"),
-        ([GOOD, {**GOOD, "question_id": "2"}], "line 2 has no usable 'question_id'"),
-        ([{**GOOD, "image": ""}], "line 1 has no usable 'image'"),
-        ([{key: GOOD[key] for key in ("question_id", "image", "label")}], "line 1 has no usable 'text'"),
-        ([{**GOOD, "label": "perhaps"}], "label 'perhaps' is neither yes nor no"),
-        ([GOOD, {**GOOD, "question_id": 2}, GOOD], "line 3 repeats question_id 1 of line 1"),
+        ([], "is empty"),
+        (["{"], "line 1: not valid JSON"),
+        (["[" * 100_000], "is not valid JSON"),
+        ([{**GOOD, "text": "  "}], "line 1: no usable 'text'"),
+        ([{**GOOD, "text": "Is \ud800?"}], "line 1: no usable 'text'"),
+        ([{**GOOD, "image": "\udc80.jpg"}], "line 1: no usable 'image'"),
+        (["[1]"], "entry 1: not a JSON object"),
+        ([GOOD, {**GOOD, "question_id": "two"}], "line 2: no usable 'question_id'"),
+        ([{**GOOD, "image": ""}], "line 1: no usable 'image'"),
+        ([{key: GOOD[key] for key in ("question_id", "image", "label")}], "line 1: no usable 'text'"),
+        ([{**GOOD, "label": "perhaps"}], "line 1: label 'perhaps' is neither yes nor no"),
+        ([GOOD, {**GOOD, "question_id": 2}, GOOD], "line 3: repeats question_id 1 of line 1"),
     ],
 )
 def test_malformed_question_files(lines: list[Any], message: str, tmp_path: Path) -> None:
@@ -141,6 +165,39 @@ def test_malformed_question_files(lines: list[Any], message: str, tmp_path: Path
     with pytest.raises(MmattnError, match=message) as caught:
         read(path)
     assert caught.value.remedy
+
+
+def test_bad_lines_are_told_and_the_others_kept(tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    lines = [json.dumps(GOOD), "{", json.dumps({**GOOD, "question_id": 2}), "", json.dumps(GOOD)]
+    path.write_text("\n".join(lines))
+    listed = load_questions(path)
+    assert [question.question_id for question in listed.entries] == [1, 2]
+    assert listed.places == ("line 1", "line 3")
+    assert [problem.split(" (")[0] for problem in listed.problems] == [
+        "line 2: not valid JSON",
+        "line 5: repeats question_id 1 of line 1",
+    ]
+    assert rejected(listed)["count"] == 2
+
+
+def test_a_list_and_capital_labels_are_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    path.write_text("\ufeff" + json.dumps([{**GOOD, "label": "No"}, {**GOOD, "question_id": 2, "extra": 1}]), "utf-8")
+    assert [question.label for question in read(path)] == ["no", "yes"]
+
+
+def test_defects_of_published_questions_are_counted(tmp_path: Path) -> None:
+    texts = [
+        "Is there an imange in the image?",
+        "Is there a oven in the imange?",
+        "Is there an dog in the image?",
+        "Why?",
+    ]
+    questions = [Question(n, "a.jpg", text, "no") for n, text in enumerate(texts)]
+    described = Pope("x", questions, tmp_path).describe()
+    assert described["misspelt"] == 2
+    assert described["wrong_articles"] == 2
 
 
 def test_question_file_that_is_missing_or_binary(tmp_path: Path) -> None:

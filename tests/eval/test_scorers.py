@@ -3,54 +3,102 @@ from __future__ import annotations
 import pytest
 
 from mmattn.errors import MmattnError
-from mmattn.eval.scorers import Scorer, official, register, scorer, scorers
+from mmattn.eval.scorers import Scorer, official, register, rules, scorer, scorers
 
-# Verdicts of the public script, worked out by hand from its rule; surprising ones are marked.
+# What each public rule makes of an answer, worked out by hand from its description: y yes, n no, u unparsable.
+# Columns: official, opera, vcd where the label is yes, vcd where it is no, lmms-eval, mitigv.
 GOLDEN = [
-    ("yes", "yes"),
-    ("no", "no"),
-    ("Yes", "yes"),
-    ("No", "no"),
-    ("Yes.", "yes"),
-    ("No.", "no"),
-    ("Yes, there is a dog in the image.", "yes"),
-    ("No, there is no dog in the image.", "no"),
-    ("No, there isn't.", "no"),
-    ("There is no dog in the image.", "no"),
-    ("There is not a dog.", "no"),
-    ("There isn't a dog in the image.", "yes"),  # n't is not looked for
-    ("There are none.", "yes"),
-    ("NO", "yes"),  # capitals are another word
-    ("NO.", "yes"),
-    ("nO", "yes"),
-    ("Not at all", "yes"),  # "Not" is not in the list, "not" is
-    ("It is not visible", "no"),
-    ("", "yes"),
-    (" ", "yes"),
-    ("maybe", "yes"),
-    ("I cannot tell", "yes"),
-    ("No dog here", "no"),
-    ("no,", "no"),  # the comma is dropped
-    ("no!", "yes"),  # other marks are not
-    ("no\n", "yes"),
-    ("Yes. There is no cat.", "yes"),  # only the first sentence counts
-    ("The image shows snow. No dog.", "yes"),
-    (". no", "yes"),  # the first sentence is empty
-    ("  no  ", "no"),
-    ("Yes, but not in the front", "no"),
-    ("There is nothing", "yes"),
-    ("As far as I know, there is a dog", "yes"),
-    ("Answer: no", "no"),
-    ("Answer:no", "yes"),
-    ("yes and no", "no"),
-    ("1.5 dogs, no cat", "yes"),  # a decimal point ends the sentence too
+    ("yes", "yyyyyy"),
+    ("no", "nnnnnn"),
+    ("Yes", "yyyyyy"),
+    ("No", "nnnnnn"),
+    ("YES", "yyyyyy"),
+    ("NO", "ynnnnn"),
+    ("nO", "yynnnn"),
+    ("Yes.", "yyyyuy"),
+    ("No.", "nnnnun"),
+    ("no!", "yynnun"),
+    ("no,", "nnnnun"),
+    ("no.", "nnnnun"),
+    (" yes ", "yyyyyy"),
+    ("  no  ", "nnnnnn"),
+    ("no\n", "yynnnn"),
+    ("Yes, there is a dog in the image.", "yyyyuy"),
+    ("No, there is no dog in the image.", "nnnnun"),
+    ("No, there isn't.", "nnnnun"),
+    ("There is no dog in the image.", "nnnnun"),
+    ("There is not a dog.", "nnnnuu"),
+    ("There isn't a dog in the image.", "ynnyuu"),
+    ("There are none.", "yynnuu"),
+    ("Not at all", "yynnuu"),
+    ("It is not visible", "nnnnuu"),
+    ("", "yynyuu"),
+    (" ", "yynyuu"),
+    ("maybe", "yynyuu"),
+    ("I cannot tell", "yynnuu"),
+    ("I don't know", "ynnnuu"),
+    ("As far as I know, there is a dog", "yynnuu"),
+    ("No dog here", "nnnnun"),
+    ("Yes. There is no cat.", "ynynuy"),
+    ("The image shows snow. No dog.", "ynnnun"),
+    (". no", "ynnnun"),
+    ("Yes, but not in the front", "nnynuy"),
+    ("There is nothing", "yynnuu"),
+    ("Answer: no", "nnnnun"),
+    ("Answer:no", "yynnun"),
+    ("yes and no", "nnynuy"),
+    ("no and yes", "nnynun"),
+    ("1.5 dogs, no cat", "ynnnun"),
+    ("Yes, there is snow", "yyynuy"),
+    ("Yes, it is on the piano", "yyynuy"),
+    ("Yesterday there was a dog", "yyyyuu"),
+    ("eyes", "yyyyuu"),
+    ("I can't see one", "ynnyuu"),
+    ("I can’t see one", "yynyuu"),
+    ("won't", "ynnyuu"),
+    ("Nope", "yynnuu"),
+    ("Nah", "yynyuu"),
+    ("Yeah", "yynyuu"),
+    ("Sure", "yynyuu"),
+    ("Yes!", "yyyyuy"),
+    ("**No**", "yynnun"),
+    ("'no'", "yynnun"),
+    ("no dog. yes cat.", "nnynun"),
+    ("The answer is yes.", "yyyyuy"),
+    ("The answer is no.", "nnnnun"),
+    ("There is a dog, not a cat", "nnnnuu"),
+    ("Neither", "yynyuu"),
+    ("It is a dog", "yynyuu"),
+    ("yes/no", "yyynuy"),
+    ("N0", "yynyuu"),
+    ("ja", "yynyuu"),
+    ("是", "yynyuu"),
+    ("No. Yes.", "nnynun"),
+    ("Does not exist; yes", "nnynuy"),
+    ("Unknown", "yynnuu"),
+    ("a no-go", "yynnun"),
 ]
+COLUMNS = [("official", ""), ("opera", ""), ("vcd", "yes"), ("vcd", "no"), ("lmms-eval", ""), ("mitigv", "")]
+WORDS = {"y": "yes", "n": "no", "u": "unparsable"}
 
 
-@pytest.mark.parametrize(("answer", "verdict"), GOLDEN)
-def test_official_rule(answer: str, verdict: str) -> None:
-    assert official(answer, "yes") == verdict
-    assert official(answer, "no") == verdict, "the gold label must not matter"
+@pytest.mark.parametrize(("answer", "verdicts"), GOLDEN)
+def test_golden_verdicts(answer: str, verdicts: str) -> None:
+    for (name, only), verdict in zip(COLUMNS, verdicts, strict=True):
+        for label in [only] if only else ["yes", "no"]:
+            assert scorer(name).parse(answer, label) == WORDS[verdict], (name, label)
+
+
+def test_the_table_is_large_and_tells_all_rules_apart() -> None:
+    assert len({answer for answer, _ in GOLDEN}) >= 60
+    columns = {column: [verdicts[column] for _, verdicts in GOLDEN] for column in range(len(COLUMNS))}
+    assert all(columns[one] != columns[other] for one in columns for other in range(one))
+    assert {rule.name for rule in rules()} == {name for name, _ in COLUMNS}
+
+
+@pytest.mark.parametrize(("answer", "verdict"), [("Yes", "yes"), ("No", "no"), ("", "unparsable")])
+def test_chosen_answers(answer: str, verdict: str) -> None:
+    assert scorer("logits").parse(answer, "yes") == scorer("logits").parse(answer, "no") == verdict
 
 
 def test_the_default_is_the_official_rule() -> None:

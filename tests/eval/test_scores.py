@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,42 @@ def test_chair_says_which_mentions_are_wrong() -> None:
         {"word": "Dogs", "object": "dog", "at": [0, 4], "hallucinated": False},
         {"word": "cats", "object": "cat", "at": [9, 13], "hallucinated": True},
     ]
+
+
+def test_chair_counts_by_object() -> None:
+    chair = chair_of({"a.jpg": ("dog", "cat"), "b.jpg": ("dog",)})
+    said = {"a.jpg": "A dog, a dog and a car.", "b.jpg": "A cat and cars."}
+    records = []
+    for index in range(2):
+        item = chair.item(index)
+        score = chair.score(item, said[item.image])
+        shown = ("chair", "m", item.id, item.image, item.prompt, "done")
+        records.append(Record(*shown, answer=said[item.image], details=score.details))
+    extras = chair.extras(records)
+    assert list(extras["objects"].items()) == [
+        ("car", {"mentions": 2, "hallucinated": 2, "present": 0, "found": 0}),
+        ("cat", {"mentions": 1, "hallucinated": 1, "present": 1, "found": 0}),
+        ("dog", {"mentions": 2, "hallucinated": 0, "present": 2, "found": 1}),
+    ]
+    assert extras["notes"] == ["named most often where they are not: car 2 of 2, cat 1 of 1 mentions"]
+
+
+def test_chair_answers_carry_the_image_numbers(world: World) -> None:
+    chair = Chair(load_instances(world.instances), None, world.images, limit=1)
+    item = chair.item(0)
+    text = chair.answers([Record("chair", "m", item.id, item.image, "", "done", answer="A\ndog.")])["captions.jsonl"]
+    assert json.loads(text) == {"image_id": 100 + int(item.image[:3]), "caption": "A\ndog."}
+    assert text.count("\n") == 1
+
+
+def test_chair_as_the_original_reads(world: World) -> None:
+    data = load_instances(world.instances)
+    original = Chair(data, None, world.images, original=True)
+    assert original.describe()["scorer"]["strict_original"] is True
+    assert original.describe()["instances"] == "instances.json"
+    item = original.item(0)
+    assert original.score(item, "A hot-dog.").counts["mentions"] == 0
+    assert Chair(data, None, world.images).score(item, "A hot-dog.").counts["mentions"] == 1
 
 
 def test_an_empty_caption_hallucinates_nothing_and_finds_nothing() -> None:
