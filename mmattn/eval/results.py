@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmattn.eval import stats
+from mmattn.eval import cost, stats
 from mmattn.eval.types import Benchmark, Record
 
 
@@ -14,12 +14,13 @@ def summarise(
     commits: Sequence[str],
     records: Sequence[Record],
     benchmarks: Sequence[Benchmark],
-    labels: Sequence[str],
+    methods: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything but "timing" is the same on every run with the same settings and code.
 
-    Differences are from the first of `labels`.
+    Differences are from the first of `methods`.
     """
+    labels = list(methods)
     metrics: dict[str, Any] = {}
     gaps: dict[str, Any] = {}
     samples: dict[str, Any] = {}
@@ -40,8 +41,9 @@ def summarise(
         "commits": list(commits),
         "metrics": metrics,
         "differences": {"from": labels[0], "metrics": gaps},
+        "passes": cost.passes(methods),
         "samples": samples,
-        "timing": _timing(records),
+        "timing": {**_timing(records), "methods": cost.spent(records)},
     }
 
 
