@@ -10,11 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmattn.cli.options import LONGEST, AsJson, BatchSize, Device, Dtype, Model, Seed, emit, load_model, require_text
+from mmattn.cli.options import (
+    LONGEST,
+    AsJson,
+    BatchSize,
+    Device,
+    DeviceMap,
+    Dtype,
+    Model,
+    Seed,
+    emit,
+    load_model,
+    require_text,
+)
 from mmattn.errors import MmattnError, first_line, unknown
 
 if TYPE_CHECKING:  # these take seconds to import, and --help needs none of them
     from mmattn.eval import Benchmark, Captions, Instances
+    from mmattn.eval.parts import Part
 
 app = typer.Typer(no_args_is_help=True, help="Measure hallucination (POPE, CHAIR, or both) and grounding.")
 
@@ -29,6 +42,10 @@ Length = Annotated[int, typer.Option("--max-new-tokens", min=1, max=LONGEST, hel
 Annotations = Annotated[Path | None, typer.Option(help="COCO-format instances; by default the bundled scenes.")]
 References = Annotated[Path | None, typer.Option("--captions", help="COCO-format reference captions.")]
 Images = Annotated[Path | None, typer.Option(help="Folder of the images that --annotations names.")]
+Shard = Annotated[
+    str | None,
+    typer.Option(help='Ask only part "2/4" of the pictures; a run without it puts the parts in --out together.'),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the answers in the run folder and start over.")]
 
 
@@ -52,9 +69,11 @@ def pope(
     scorer: Annotated[str, typer.Option(help="Rule that reads yes or no from an answer.")] = "official",
     as_json: AsJson = False,
     fresh: Fresh = False,
+    shard: Shard = None,
+    device_map: DeviceMap = None,
 ) -> None:
     """POPE: yes/no questions about objects that are there and objects that are not."""
-    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
+    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map)
 
     def benchmarks() -> list[Benchmark]:
         if questions is not None:
@@ -83,9 +102,11 @@ def chair(
     prompt: Annotated[str | None, typer.Option(help="What the model is asked for; a description by default.")] = None,
     as_json: AsJson = False,
     fresh: Fresh = False,
+    shard: Shard = None,
+    device_map: DeviceMap = None,
 ) -> None:
     """CHAIR: objects in a caption that are not in the image, beside recall, F1 and length."""
-    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
+    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map)
 
     def benchmarks() -> list[Benchmark]:
         if prompt is not None:
@@ -113,9 +134,11 @@ def everything(
     images: Images = None,
     as_json: AsJson = False,
     fresh: Fresh = False,
+    shard: Shard = None,
+    device_map: DeviceMap = None,
 ) -> None:
     """The three splits of POPE and CHAIR, several methods side by side, and a picture of one question."""
-    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
+    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map)
 
     def benchmarks() -> list[Benchmark]:
         from mmattn.eval import STRATEGIES
@@ -140,6 +163,21 @@ class Job:
     out: Path | None
     as_json: bool
     fresh: bool
+    shard: str | None
+    device_map: str | None
+
+    def load(self) -> Any:
+        """The model, on the GPU of this process where several share the work."""
+        from mmattn.eval.parts import own_device
+
+        if self.device_map is None:
+            return load_model(self.model, own_device(self.device), self.dtype)
+        if own_device(None) is not None:
+            raise MmattnError(
+                "--device-map spreads one model over all GPUs, and each of several processes wants its own",
+                "Use one or the other.",
+            )
+        return load_model(self.model, self.device, self.dtype, device_map=self.device_map)
 
 
 @dataclass(frozen=True)
@@ -221,27 +259,47 @@ def _chair(data: Data, prompt: str | None, longest: int, seed: int, limit: int |
 def _run(kind: str, job: Job, benchmarks: Callable[[], list[Benchmark]]) -> None:
     """Load, evaluate, draw, print. Everything the user can get wrong cheaply is checked before the model loads."""
     from mmattn.decoding import split_methods
+    from mmattn.eval.parts import Part, team
     from mmattn.eval.runner import label_methods
 
     out = job.out or Path("runs") / f"{kind}-{Path(job.model).name}"
     asked = benchmarks()
     methods = list(label_methods(split_methods(job.method)).values())
-    model = load_model(job.model, job.device, job.dtype)
+    part = Part.read(job.shard) if job.shard else None
+    model = job.load()
     try:
-        results = _evaluate(model, job, asked, methods, out)
+        results = _evaluate(model, job, asked, methods, out, part)
     except KeyboardInterrupt:
         again = "the same command again without --fresh" if job.fresh else "the same command again"
         typer.echo(f"Stopped. Finished answers are kept in {out}; run {again} to continue.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    _print(results, out, job.as_json)
+    if team().rank:
+        return
+    _print(results, part.folder(out) if part else out, job.as_json)
+    if part:
+        typer.echo(f"This is shard {job.shard}. When all are done, run the command without --shard.", err=True)
 
 
-def _evaluate(model: Any, job: Job, asked: list[Benchmark], methods: list[Any], out: Path) -> dict[str, Any]:
+def _evaluate(
+    model: Any, job: Job, asked: list[Benchmark], methods: list[Any], out: Path, part: Part | None
+) -> dict[str, Any]:
+    from mmattn.eval.parts import team
     from mmattn.eval.runner import evaluate
 
     results = evaluate(
-        model, asked, methods, out, batch_size=job.batch_size, seed=job.seed, progress=not job.as_json, fresh=job.fresh
+        model,
+        asked,
+        methods,
+        out,
+        batch_size=job.batch_size,
+        seed=job.seed,
+        progress=not job.as_json,
+        fresh=job.fresh,
+        shard=part,
     )
+    if team().rank:
+        return results
+    out = part.folder(out) if part else out
     _keep_report(results, out)
     _draw(model, asked, next(iter(results["methods"])), out)
     return results

@@ -77,11 +77,13 @@ def batches(tasks: Iterable[Task], size: int, known: Mapping[Asked, Said]) -> It
                 yield batch
                 batch, new = [], set()
             for task in group:
-                if task.asked in fresh and task.asked not in new and len(new) == size:
+                if task.asked in fresh and len(new) == size:
                     yield batch
                     batch, new = [], set()
                 batch.append(task)
-                new |= {task.asked} & fresh
+                if task.asked in fresh:
+                    fresh.remove(task.asked)
+                    new.add(task.asked)
         if batch:
             yield batch
 

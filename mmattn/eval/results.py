@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmattn.eval import cost, stats
+from mmattn.eval import compare, cost, stats
 from mmattn.eval.types import Benchmark, Record
 
 
@@ -14,15 +14,15 @@ def summarise(
     commits: Sequence[str],
     records: Sequence[Record],
     benchmarks: Sequence[Benchmark],
-    methods: Mapping[str, Any],
+    labels: Sequence[str],
 ) -> dict[str, Any]:
     """Everything but "timing" is the same on every run with the same settings and code.
 
-    Differences are from the first of `methods`.
+    Differences are from the first of `labels`.
     """
-    labels = list(methods)
     metrics: dict[str, Any] = {}
     gaps: dict[str, Any] = {}
+    tests: dict[str, Any] = {}
     samples: dict[str, Any] = {}
     for benchmark in benchmarks:
         groups = {label: [r for r in records if (r.benchmark, r.method) == (benchmark.name, label)] for label in labels}
@@ -34,14 +34,14 @@ def summarise(
             label: _plain(stats.differences(counts[label], counts[labels[0]], benchmark.metrics))
             for label in labels[1:]
         }
+        tests[benchmark.name] = {label: compare.mcnemar(groups[label], groups[labels[0]]) for label in labels[1:]}
         samples[benchmark.name] = {label: _statuses(records) for label, records in groups.items()}
     return {
         **settings,
         "commit": commits[-1] if commits else None,
         "commits": list(commits),
         "metrics": metrics,
-        "differences": {"from": labels[0], "metrics": gaps},
-        "passes": cost.passes(methods),
+        "differences": {"from": labels[0], "metrics": gaps, "mcnemar": tests},
         "samples": samples,
         "timing": {**_timing(records), "methods": cost.spent(records)},
     }

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mmattn.errors import MmattnError
-from mmattn.eval import provenance, stats
+from mmattn.eval import compare, cost, provenance, stats
 from mmattn.eval.asking import Asking, Task, batches, known_from, tasks
 from mmattn.eval.parts import Part, earlier, team
 from mmattn.eval.results import summarise
@@ -106,7 +106,9 @@ def _put_together(folder: RunFolder, found: Iterable[Iterable[Record]]) -> None:
 
 def _results(folder: RunFolder, benchmarks: Sequence[Benchmark], methods: Mapping[str, Any]) -> dict[str, Any]:
     """Write the results."""
-    results = summarise(folder.settings, folder.commits, folder.records, benchmarks, methods)
+    results = summarise(folder.settings, folder.commits, folder.records, benchmarks, list(methods))
+    results["categories"] = {one.name: compare.by_category(one, folder.records) for one in benchmarks}
+    results["passes"] = cost.passes(methods)
     folder.write("results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     failed = [record for record in folder.records if record.status == "failed"]
     if failed and len(failed) == len(folder.records):
