@@ -252,6 +252,7 @@ class VLM:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.adapter.device.type,
             "image_processor": type(images).__name__,
+            "image_backend": str(getattr(images, "backend", "unknown")),
             "attention": "mmattn over sdpa",
             "chat_template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
         }

@@ -301,7 +301,7 @@ def _evaluate(
         return results
     out = part.folder(out) if part else out
     _keep_report(results, out)
-    _draw(model, asked, next(iter(results["methods"])), out)
+    _draw(model, asked, results, out)
     return results
 
 
@@ -312,18 +312,23 @@ def _keep_report(results: dict[str, Any], out: Path) -> None:
     write_atomic(out / "table.md", markdown(results))
 
 
-def _draw(model: Any, asked: list[Benchmark], method: str, out: Path) -> None:
-    from mmattn.eval.picture import choose, draw
-    from mmattn.eval.store import read_records
+def _draw(model: Any, asked: list[Benchmark], results: dict[str, Any], out: Path) -> None:
+    """A picture of one question, the plot, and the page with all of it."""
+    from mmattn.eval import cases, picture, plot
+    from mmattn.eval.page import page
+    from mmattn.eval.store import read_records, write_atomic
 
-    chosen = choose(asked, read_records(out / "samples.jsonl")[0], method)
-    if chosen is None:
-        return
+    records, labels = read_records(out / "samples.jsonl")[0], list(results["methods"])
     head = getattr(model, "localisation_head", None)
+    heatmap = {"layers": head[0], "heads": head[1]} if head else None
+    chosen = picture.choose(asked, records, labels[0])
     try:
-        draw(model, *chosen, out / "picture.png", {"layers": head[0], "heads": head[1]} if head else None)
+        if chosen is not None:
+            picture.draw(model, *chosen, out / "picture.png", heatmap)
     except (MmattnError, RuntimeError, MemoryError) as error:  # the numbers are not lost over an illustration
         typer.echo(f"No picture: {first_line(error)}", err=True)
+    drawn = [(case, cases.drawn(model, case, heatmap)) for case in cases.choose(asked, records, labels)]
+    write_atomic(out / "report.html", page(results, plot.tradeoff(results["metrics"]), drawn))
 
 
 def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:
