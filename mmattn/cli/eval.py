@@ -22,6 +22,7 @@ from mmattn.cli.options import (
     emit,
     load_model,
     require_text,
+    say,
 )
 from mmattn.errors import MmattnError, first_line, unknown
 
@@ -148,6 +149,17 @@ def everything(
         return [*_pope(data, STRATEGIES, "official", 8, seed, limit), captioned]
 
     _run("all", job, benchmarks)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
+) -> None:
+    """Write a run's answers as a folder that `datasets.load_dataset(FOLDER, BENCHMARK)` reads."""
+    from mmattn.eval.export import export as write
+
+    say(str(write(run, out)))
 
 
 @dataclass(frozen=True)
