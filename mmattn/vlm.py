@@ -365,8 +365,9 @@ class VLM:
             "parameters": sum(one.numel() for one in self.model.parameters()),
             "weights_sha256": _fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "device": str(self.adapter.device),
+            "device": self.adapter.device.type,
             "image_processor": type(images).__name__,
+            "image_backend": str(getattr(images, "backend", "unknown")),
             "attention": "mmattn over sdpa",
             "chat_template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
         }

@@ -10,11 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmattn.cli.options import LONGEST, AsJson, BatchSize, Device, Dtype, Model, Seed, emit, load_model, require_text
+from mmattn.cli.options import (
+    LONGEST,
+    AsJson,
+    BatchSize,
+    Device,
+    DeviceMap,
+    Dtype,
+    Model,
+    Seed,
+    emit,
+    load_model,
+    require_text,
+    say,
+)
 from mmattn.errors import MmattnError, first_line, unknown
 
 if TYPE_CHECKING:  # these take seconds to import, and --help needs none of them
     from mmattn.eval import Benchmark, Captions, Instances
+    from mmattn.eval.parts import Part
 
 app = typer.Typer(no_args_is_help=True, help="Measure hallucination (POPE, CHAIR, or both) and grounding.")
 
@@ -29,6 +43,10 @@ Length = Annotated[int, typer.Option("--max-new-tokens", min=1, max=LONGEST, hel
 Annotations = Annotated[Path | None, typer.Option(help="COCO-format instances; by default the bundled scenes.")]
 References = Annotated[Path | None, typer.Option("--captions", help="COCO-format reference captions.")]
 Images = Annotated[Path | None, typer.Option(help="Folder of the images that --annotations names.")]
+Shard = Annotated[
+    str | None,
+    typer.Option(help='Ask only part "2/4" of the pictures; a run without it puts the parts in --out together.'),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the answers in the run folder and start over.")]
 
 
@@ -54,9 +72,11 @@ def pope(
     ] = "official",
     as_json: AsJson = False,
     fresh: Fresh = False,
+    shard: Shard = None,
+    device_map: DeviceMap = None,
 ) -> None:
     """POPE: yes/no questions about objects that are there and objects that are not."""
-    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
+    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map)
 
     def benchmarks() -> list[Benchmark]:
         if questions is not None:
@@ -88,9 +108,11 @@ def chair(
     ] = False,
     as_json: AsJson = False,
     fresh: Fresh = False,
+    shard: Shard = None,
+    device_map: DeviceMap = None,
 ) -> None:
     """CHAIR: objects in a caption that are not in the image, beside recall, F1 and length."""
-    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
+    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map)
 
     def benchmarks() -> list[Benchmark]:
         if prompt is not None:
@@ -118,9 +140,11 @@ def everything(
     images: Images = None,
     as_json: AsJson = False,
     fresh: Fresh = False,
+    shard: Shard = None,
+    device_map: DeviceMap = None,
 ) -> None:
     """The three splits of POPE and CHAIR, several methods side by side, and a picture of one question."""
-    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
+    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map)
 
     def benchmarks() -> list[Benchmark]:
         from mmattn.eval import STRATEGIES
@@ -130,6 +154,17 @@ def everything(
         return [*_pope(data, STRATEGIES, "official", 8, seed, limit), captioned]
 
     run("all", job, benchmarks)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
+) -> None:
+    """Write a run's answers as a folder that `datasets.load_dataset(FOLDER, BENCHMARK)` reads."""
+    from mmattn.eval.export import export as write
+
+    say(str(write(run, out)))
 
 
 @dataclass(frozen=True)
@@ -145,6 +180,21 @@ class Job:
     out: Path | None
     as_json: bool
     fresh: bool
+    shard: str | None
+    device_map: str | None
+
+    def load(self) -> Any:
+        """The model, on the GPU of this process where several share the work."""
+        from mmattn.eval.parts import own_device
+
+        if self.device_map is None:
+            return load_model(self.model, own_device(self.device), self.dtype)
+        if own_device(None) is not None:
+            raise MmattnError(
+                "--device-map spreads one model over all GPUs, and each of several processes wants its own",
+                "Use one or the other.",
+            )
+        return load_model(self.model, self.device, self.dtype, device_map=self.device_map)
 
 
 @dataclass(frozen=True)
@@ -239,30 +289,50 @@ def run(
 ) -> None:
     """Load, evaluate, draw, print. Everything the user can get wrong cheaply is checked before the model loads."""
     from mmattn.decoding import split_methods
+    from mmattn.eval.parts import Part, team
     from mmattn.eval.runner import label_methods
 
     out = job.out or Path("runs") / f"{kind}-{Path(job.model).name}"
     asked = benchmarks()
     methods = list(label_methods(split_methods(job.method)).values())
-    model = load_model(job.model, job.device, job.dtype)
+    part = Part.read(job.shard) if job.shard else None
+    model = job.load()
     model = wrap(model) if wrap else model
     try:
-        results = _evaluate(model, job, asked, methods, out)
+        results = _evaluate(model, job, asked, methods, out, part)
     except KeyboardInterrupt:
         again = "the same command again without --fresh" if job.fresh else "the same command again"
         typer.echo(f"Stopped. Finished answers are kept in {out}; run {again} to continue.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    _print(results, out, job.as_json)
+    if team().rank:
+        return
+    _print(results, part.folder(out) if part else out, job.as_json)
+    if part:
+        typer.echo(f"This is shard {job.shard}. When all are done, run the command without --shard.", err=True)
 
 
-def _evaluate(model: Any, job: Job, asked: list[Benchmark], methods: list[Any], out: Path) -> dict[str, Any]:
+def _evaluate(
+    model: Any, job: Job, asked: list[Benchmark], methods: list[Any], out: Path, part: Part | None
+) -> dict[str, Any]:
+    from mmattn.eval.parts import team
     from mmattn.eval.runner import evaluate
 
     results = evaluate(
-        model, asked, methods, out, batch_size=job.batch_size, seed=job.seed, progress=not job.as_json, fresh=job.fresh
+        model,
+        asked,
+        methods,
+        out,
+        batch_size=job.batch_size,
+        seed=job.seed,
+        progress=not job.as_json,
+        fresh=job.fresh,
+        shard=part,
     )
+    if team().rank:
+        return results
+    out = part.folder(out) if part else out
     _keep_report(results, out)
-    _draw(model, asked, next(iter(results["methods"])), out)
+    _draw(model, asked, results, out)
     return results
 
 
@@ -275,18 +345,23 @@ def _keep_report(results: dict[str, Any], out: Path) -> None:
     write_atomic(out / "table.md", markdown(results) + lines)
 
 
-def _draw(model: Any, asked: list[Benchmark], method: str, out: Path) -> None:
-    from mmattn.eval.picture import choose, draw
-    from mmattn.eval.store import read_records
+def _draw(model: Any, asked: list[Benchmark], results: dict[str, Any], out: Path) -> None:
+    """A picture of one question, the plot, and the page with all of it."""
+    from mmattn.eval import cases, picture, plot
+    from mmattn.eval.page import page
+    from mmattn.eval.store import read_records, write_atomic
 
-    chosen = choose(asked, read_records(out / "samples.jsonl")[0], method)
-    if chosen is None:
-        return
+    records, labels = read_records(out / "samples.jsonl")[0], list(results["methods"])
     head = getattr(model, "localisation_head", None)
+    heatmap = {"layers": head[0], "heads": head[1]} if head else None
+    chosen = picture.choose(asked, records, labels[0])
     try:
-        draw(model, *chosen, out / "picture.png", {"layers": head[0], "heads": head[1]} if head else None)
+        if chosen is not None:
+            picture.draw(model, *chosen, out / "picture.png", heatmap)
     except (MmattnError, RuntimeError, MemoryError) as error:  # the numbers are not lost over an illustration
         typer.echo(f"No picture: {first_line(error)}", err=True)
+    drawn = [(case, cases.drawn(model, case, heatmap)) for case in cases.choose(asked, records, labels)]
+    write_atomic(out / "report.html", page(results, plot.tradeoff(results["metrics"]), drawn))
 
 
 def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:

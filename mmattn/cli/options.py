@@ -18,6 +18,7 @@ Model = Annotated[str, typer.Option(help="Bundled name, local folder, or hub id.
 Method = Annotated[str, typer.Option(help='Decoding method, e.g. "vcd" or "vcd(alpha=0.5)"; see `mmattn methods`.')]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU if there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")]
+DeviceMap = Annotated[str | None, typer.Option(help="Spread one model over several GPUs: auto, balanced, ...")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples per batch.")]
 Seed = Annotated[int, typer.Option(help="Fixes every random draw.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
@@ -63,7 +64,9 @@ def _box(text: str) -> tuple[float, ...]:
         raise MmattnError(f"Cannot read the box {text!r}", "Write x0,y0,x1,y1 such as 40,60,120,140.") from None
 
 
-def load_model(name: str, device: str | None, dtype: str | None, trust_remote_code: bool = False) -> VLM:
+def load_model(
+    name: str, device: str | None, dtype: str | None, trust_remote_code: bool = False, **options: Any
+) -> VLM:
     """Load a model as the commands do: quietly, and late, so that `--help` stays fast."""
     from transformers.utils import logging
 
@@ -71,7 +74,7 @@ def load_model(name: str, device: str | None, dtype: str | None, trust_remote_co
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    return load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, **options)
 
 
 def emit(value: Any, indent: int = 2) -> None:

@@ -52,8 +52,10 @@ def _command(name: str) -> Callable[..., None]:
         scorer: Annotated[str | None, typer.Option(help="Rule that reads yes or no, where there is a choice.")] = None,
         as_json: AsJson = False,
         fresh: evaluation.Fresh = False,
+        shard: evaluation.Shard = None,
+        device_map: evaluation.DeviceMap = None,
     ) -> None:
-        job = evaluation.Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh)
+        job = evaluation.Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map)
 
         def benchmarks() -> list[Benchmark]:
             from mmattn.eval.published import OPENERS, Source

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-_TITLES = {
+TITLES = {
     "accuracy": "accuracy",
     "precision": "precision",
     "recall": "recall",
@@ -47,9 +47,9 @@ def sections(results: Mapping[str, Any]) -> list[Section]:
         metrics = list(next((values for values in by_method.values() if values), {}))
         rows = tuple(
             (
-                _TITLES.get(metric, metric),
-                *(_cell(metric, by_method[method].get(metric)) for method in methods),
-                *(_cell(metric, gaps[method].get(metric), sign=True) for method in methods[1:]),
+                TITLES.get(metric, metric),
+                *(cell(metric, by_method[method].get(metric)) for method in methods),
+                *(cell(metric, gaps[method].get(metric), sign=True) for method in methods[1:]),
             )
             for metric in metrics
         )
@@ -113,15 +113,17 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
-def _cell(metric: str, estimate: Mapping[str, float | None] | None, sign: bool = False) -> str:
+def cell(metric: str, estimate: Mapping[str, float | None] | None, sign: bool = False) -> str:
+    """One number, with its interval if there is one."""
     if estimate is None or estimate["value"] is None:
         return "-"
     scale = 1 if metric in _ABSOLUTE or metric.endswith(" score") else 100
     form = "{:+.1f}" if sign else "{:.1f}"
     text = form.format(scale * estimate["value"])
-    if estimate["low"] is None or estimate["high"] is None:
+    low, high = estimate.get("low"), estimate.get("high")
+    if low is None or high is None:
         return text
-    return f"{text} ({form.format(scale * estimate['low'])}..{form.format(scale * estimate['high'])})"
+    return f"{text} ({form.format(scale * low)}..{form.format(scale * high)})"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmattn.eval import further, stats
+from mmattn.eval import compare, cost, further, stats
 from mmattn.eval.types import Benchmark, Record
 
 
@@ -22,6 +22,7 @@ def summarise(
     """
     metrics: dict[str, Any] = {}
     gaps: dict[str, Any] = {}
+    tests: dict[str, Any] = {}
     samples: dict[str, Any] = {}
     for benchmark in benchmarks:
         groups = {label: [r for r in records if (r.benchmark, r.method) == (benchmark.name, label)] for label in labels}
@@ -33,16 +34,17 @@ def summarise(
             label: _plain(stats.differences(counts[label], counts[labels[0]], benchmark.metrics))
             for label in labels[1:]
         }
+        tests[benchmark.name] = {label: compare.mcnemar(groups[label], groups[labels[0]]) for label in labels[1:]}
         samples[benchmark.name] = {label: _statuses(records) for label, records in groups.items()}
     return {
         **settings,
         "commit": commits[-1] if commits else None,
         "commits": list(commits),
         "metrics": metrics,
-        "differences": {"from": labels[0], "metrics": gaps},
+        "differences": {"from": labels[0], "metrics": gaps, "mcnemar": tests},
         "samples": samples,
         "extras": further.extras(benchmarks, records, labels),
-        "timing": _timing(records),
+        "timing": {**_timing(records), "methods": cost.spent(records)},
     }
 
 

@@ -76,6 +76,12 @@ def estimates(counts: Counts, metrics: Metrics) -> dict[str, Estimate]:
     return {name: estimate(value, spread.get(name)) for name, value in values.items()}
 
 
+def values(counts: Counts, metrics: Metrics) -> dict[str, float | None]:
+    """Each metric without an interval."""
+    found = metrics(counts.totals(np.ones(len(counts.images)))) if counts.images else {}
+    return {name: estimate(value, None).value for name, value in found.items()}
+
+
 def differences(ours: Counts, base: Counts, metrics: Metrics) -> dict[str, Estimate]:
     """`ours` minus `base` for each metric, on the images of both, each resample drawing the same images for both."""
     both = sorted(set(ours.images) & set(base.images))

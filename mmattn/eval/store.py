@@ -1,7 +1,7 @@
 """The folder of one run: settings, one line per answered question, results. Survives a kill at any moment.
 
 - run.json: what the run is; a folder is continued only by a run with the same settings
-- samples.jsonl: one record a line, appended and synced in chunks
+- samples.jsonl: one record a line, appended and synced in chunks, put in order at the end
 - results.json: written last, in one step
 """
 
@@ -17,11 +17,12 @@ from types import TracebackType
 from typing import IO, Any
 
 from mmattn.errors import MmattnError, first_line
-from mmattn.eval.types import Record
+from mmattn.eval.types import Key, Record
 
 # Characters that many programs take for the end of a line; inside JSON they can only be part of a text.
 _BREAKS = {number: f"\\u{number:04x}" for number in (0x85, 0x2028, 0x2029)}
 SAMPLES = "samples.jsonl"
+HEAD = "run.json"
 _OTHER = "Choose another folder with --out, or start this one over with --fresh."
 
 
@@ -91,38 +92,53 @@ class RunFolder:
             raise _unwritable(self.path / SAMPLES, error) from error
         self.records.extend(records)
 
+    def settle(self, order: Iterable[Key]) -> None:
+        """Bring the records into an order, so that the file is the same however the run came about."""
+        places = {key: place for place, key in enumerate(order)}
+        records = sorted(self.records, key=lambda record: places[record.key])
+        if records != self.records:
+            self.write(SAMPLES, b"".join(map(_line, records)).decode())
+            self.records = records
+
     def write(self, name: str, text: str) -> Path:
         """Write a text file of the folder in one step: it is there whole or not at all."""
         return write_atomic(self.path / name, text)
 
     def _open(self) -> None:
-        samples, head, results = (self.path / name for name in (SAMPLES, "run.json", "results.json"))
+        samples, head, results = (self.path / name for name in (SAMPLES, HEAD, "results.json"))
         for file in (results, samples, head):
             if file.is_dir():  # results.json is written last: hours of answers later
                 raise MmattnError(f"{file} is a folder", "Move it away, or choose another run folder with --out.")
         if self._fresh:
-            for old in (results, samples, head):
-                old.unlink(missing_ok=True)
+            forget(self.path)
         if samples.exists() and not head.exists():
             raise MmattnError(f"{self.path} holds samples but no run.json, so their settings are unknown", _OTHER)
         if head.exists():
-            self._check_settings(head)
+            self.commits = check_settings(head, self.settings)
         if self._commit and self._commit not in self.commits:
             self.commits.append(self._commit)
-        self.write("run.json", _pretty({"settings": self.settings, "commits": self.commits}))
+        self.write(HEAD, _pretty({"settings": self.settings, "commits": self.commits}))
         self.records = _recover(samples)
         self._samples = samples.open("ab")
 
-    def _check_settings(self, head: Path) -> None:
-        try:
-            found = json.loads(head.read_text(encoding="utf-8"))
-            settings, commits = found["settings"], list(found["commits"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise MmattnError(f"{head} is damaged", _OTHER) from error
-        changed = _changes(settings, self.settings)
-        if changed:
-            raise MmattnError(f"{self.path} belongs to a run with other settings ({'; '.join(changed[:3])})", _OTHER)
-        self.commits = commits
+
+def forget(path: Path) -> None:
+    """Remove the answers and results of a run folder."""
+    for name in ("results.json", SAMPLES, HEAD):
+        (path / name).unlink(missing_ok=True)
+
+
+def check_settings(head: Path, settings: Mapping[str, Any]) -> list[str]:
+    """The commits in a `run.json`; MmattnError if it is damaged or of a run with other settings."""
+    try:
+        found = json.loads(head.read_text(encoding="utf-8"))
+        theirs, commits = found["settings"], list(found["commits"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MmattnError(f"{head} is damaged", _OTHER) from error
+    changed = _changes(theirs, dict(settings))
+    if changed:
+        raise MmattnError(f"{head.parent} belongs to a run with other settings ({'; '.join(changed[:3])})", _OTHER)
+    return commits
 
 
 def write_atomic(path: Path, text: str) -> Path:

@@ -14,6 +14,10 @@ Totals = Mapping[str, NDArray[np.float64]]
 """Summed counts by name; arrays of any one shape, so that a thousand resamples are one call."""
 
 
+Key = tuple[str, str, str]
+"""Benchmark, method and id: what makes a record unique within a run."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One question to a model.
@@ -58,10 +62,10 @@ class Record:
     counts: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    peak_mib: float = 0.0
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """What makes a record unique within a run."""
+    def key(self) -> Key:
         return self.benchmark, self.method, self.id
 
     def to_json(self) -> dict[str, Any]:
@@ -80,7 +84,7 @@ class Record:
 
     def _is_sound(self) -> bool:
         texts = (*self.key, self.image, self.prompt, self.reason, self.answer, self.finish_reason, self.verdict)
-        numbers = (self.seconds, *self.counts.values(), *self.token_ids)
+        numbers = (self.seconds, self.peak_mib, *self.counts.values(), *self.token_ids)
         return (
             self.status in ("done", "failed")
             and all(isinstance(text, str) for text in texts)

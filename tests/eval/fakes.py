@@ -115,7 +115,7 @@ class FakeModel:
         self.asked.extend((name, prompt) for prompt in prompts)
         return [_speak(image, prompt, name) for image, prompt in zip(images, prompts, strict=True)]
 
-    def attend(self, image: Image.Image, prompt: str) -> Any:
+    def attend(self, image: Image.Image, prompt: str, answer: Any = None, *, method: Any = None) -> Any:
         return FakeAttention(image.size)
 
 

@@ -126,7 +126,7 @@ def test_interruption_keeps_the_work_and_says_how_to_go_on(world: World, fake: F
     assert "Finished answers are kept" in result.stderr
     assert str(out) in result.stderr
     assert "Traceback" not in result.output
-    assert (out / "samples.jsonl").read_text().count("\n") == 8
+    assert (out / "samples.jsonl").read_text().count("\n") >= 8, "two batches of four; some are asked in two splits"
     fake.dies_in = None
     assert invoke(*words).exit_code == 0
     assert invoke("pope", *data(world), "--out", tmp_path / "other").stdout == invoke(*words).stdout
