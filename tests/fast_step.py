@@ -105,8 +105,12 @@ def generate(family: str, device: str, tokens: int) -> None:
     for method, capture in [("boost(strength=3)+vcd", kept), *FULL]:
         settings = {"method": method, "max_new_tokens": tokens, "emphasise": MARKS if "pasta" in method else None}
         expected = vlm.generate(pictures, words, fast=False, capture=capture, **settings)
+        heard: list[list[int]] = [[], [], []]
         with recording(Lane, "finish") as finished:
-            found = vlm.generate(pictures, words, capture=capture, **settings)
+            found = vlm.generate(
+                pictures, words, capture=capture, on_token=lambda number, token: heard[number].append(token), **settings
+            )
+        assert [tuple(one) for one in heard] == [one.token_ids for one in found]
         assert finished() == 1, f"{method} did not decode in a lane"
         assert found == expected, (method, capture, found, expected)
         assert expected != vlm.generate(pictures, words, max_new_tokens=tokens, fast=False)
