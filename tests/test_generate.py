@@ -145,7 +145,7 @@ def test_tokens_are_told_as_they_are_chosen(vlm: mmattn.VLM, pictures: list[Any]
     assert told == [one.token_ids for one in answers]
     assert len({len(one) for one in told}) > 1, "some answer should end before the others"
     if size == 5:  # step by step, not all at the end
-        assert [number for number, _ in heard[:5]] == list(range(5))
+        assert sorted(number for number, _ in heard[:5]) == list(range(5))
     assert len(calls) >= 8
 
 
