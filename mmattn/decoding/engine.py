@@ -103,8 +103,8 @@ def run(
 
     Requests about the same pictures stand together, and those of similar length, so that little is computed twice or
     padded. A batch that runs out of memory is halved and tried again; finished ones are kept. `on_done` hears how many
-    answers each batch finished. `features` may bring vision features along. `on_token` hears each token as it is chosen,
-    with the number of its request; those of a batch that is tried again come again.
+    answers each batch finished. `features` may bring vision features along. `on_token` hears each token as it is
+    chosen, with the number of its request; those of a batch that is tried again come again.
 
     Raises:
         MmattnError: a single sample does not fit into memory, or the model's scores are not numbers.
@@ -117,7 +117,7 @@ def run(
         chunk = waiting.pop()
         mine = [requests[index] for index in chunk]
         rooms = [one.room for one in mine]
-        listener = Listener(on_token, chunk, rooms, options.stop_ids) if on_token else None
+        listener = Listener(on_token, chunk, rooms, options.stop_ids)
         try:
             answers = _decode_batch(adapter, mine, options, features, listener)
         except (RuntimeError, MemoryError) as error:
@@ -158,7 +158,7 @@ def _decode_batch(
     requests: Sequence[Request],
     options: Options,
     features: Features,
-    listener: Listener | None = None,
+    listener: Listener,
 ) -> list[Generation]:
     names = ("plain", *(branch.name for branch in options.method.branches()))
     covers = _covers(adapter, requests, options, features)
@@ -274,7 +274,7 @@ def _loop(
     session: Session,
     recorder: Recorder | None,
     prefixes: Prefixes | None,
-    listener: Listener | None,
+    listener: Listener,
 ) -> torch.Tensor:
     """Token ids (B, steps) on the CPU; rows that ended early are filled up."""
     branches = len(batch.embeds) // len(requests)
@@ -300,8 +300,7 @@ def _loop(
                     recorder.keep(kept, branches)
         logits = adapter.logits(hidden).view(len(requests), branches, -1)
         chosen = progress.advance(*(lane.padded(logits, early) if lane else (logits, early)))
-        if listener:
-            listener.hear(step, progress.tokens)
+        listener.hear(step, progress.tokens)
         if lane and lane.rewriting.knows(session.memory):
             if kept is not None:
                 lane.load(cache)
@@ -381,7 +380,7 @@ def _finish_in(
     chosen: torch.Tensor,
     session: Session,
     recorder: Recorder | None,
-    listener: Listener | None,
+    listener: Listener,
 ) -> None:
     """Decode all further tokens in a lane."""
     columns = recorder.columns[:: lane.branches] if recorder else torch.empty(0, 0)
@@ -392,10 +391,9 @@ def _finish_in(
     def on_step(step: int) -> None:
         if recorder and width:
             recorder.take(step, lane.rows[:, :samples, :, :width])
-        if listener:
-            listener.hear(step, lane.progress.tokens)
+        listener.hear(step, lane.progress.tokens)
 
-    lane.finish(batch, chosen, session.memory, on_step if width or listener else None)
+    lane.finish(batch, chosen, session.memory, on_step if width or listener.tell else None)
 
 
 def _decoded(method: Method, samples: int, device: torch.device) -> torch.Tensor | None:
