@@ -8,16 +8,19 @@ import gradio as gr
 
 import mmattn
 from mmattn.demo.ask import AskTab
+from mmattn.demo.compare import CompareTab
 from mmattn.demo.desk import Desk, Shop
 from mmattn.demo.examples import Examples
+from mmattn.demo.ground import GroundTab
 from mmattn.demo.models import Models
 from mmattn.demo.uploads import MAX_BYTES, upload
 
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 MONO = ["ui-monospace", "Consolas", "monospace"]
-STARTERS = ["Describe the image.", "Is there a dog in the image?", "Where is the cat?"]
+STARTERS = ["Describe the image.", "Is there a bowl in the image?", "Where is the umbrella?"]
+FIRST = 3  # the example that is there at the start
 
-TABS = {"Ask": AskTab}
+TABS = {"Ask": AskTab, "Compare": CompareTab, "Ground": GroundTab}
 
 CSS = """
 .gradio-container {max-width: 1500px !important}
@@ -57,7 +60,9 @@ def _closed(shop: Shop) -> Any:
 def _desk(shop: Shop) -> Desk:
     names = shop.models.names
     model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model", visible=len(names) > 1)
+    examples = [*shop.examples.all, shop.examples.screen]
     picture = upload(
+        value=examples[FIRST].picture.image,
         label="Picture",
         sources=["upload", "clipboard", "webcam"],
         height=340,
@@ -66,7 +71,6 @@ def _desk(shop: Shop) -> Desk:
     )
     prompt = gr.Textbox(STARTERS[0], label="Question", lines=2, max_lines=6, elem_id="prompt", submit_btn=False)
     gr.Examples([[one] for one in STARTERS], prompt, label="Try")
-    examples = [*shop.examples.all, shop.examples.screen]
     gallery = gr.Gallery(
         [(one.picture.image, "") for one in examples], label="Examples", columns=6, height="auto", format="webp",
         allow_preview=False, elem_id="examples", elem_classes="thumbs", buttons=[],

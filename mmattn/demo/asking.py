@@ -24,7 +24,7 @@ def ask(
     Raises:
         MmattnError: no picture, no question, or a setting out of range.
     """
-    shown, prompt = _checked(picture, prompt)
+    shown, prompt = checked(picture, prompt)
     begin = time.perf_counter()
     stream: Stream[list[mmattn.Generation]] = Stream(
         lambda on_token: model.generate(
@@ -58,7 +58,12 @@ def ask(
     )
 
 
-def _checked(picture: Picture | None, prompt: str) -> tuple[Picture, str]:
+def checked(picture: Picture | None, prompt: str) -> tuple[Picture, str]:
+    """Both, if they are there.
+
+    Raises:
+        MmattnError: one is missing.
+    """
     if picture is None:
         raise mmattn.MmattnError("There is no picture", "Upload one, or click an example.")
     if not prompt.strip():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -81,3 +85,27 @@ def head_maps(
         grids = read.grids(layers=view.layer, heads=head, rows=list(rows))
         found.append((overlay(small, _spread(read, grids, size, view.smooth), view.opacity), f"head {head}"))
     return found
+
+
+def answers_card(image: Image.Image, prompt: str, answers: Sequence[tuple[str, str]]) -> Image.Image:
+    """A card with the picture, the question and each method's answer."""
+    figure = Figure(figsize=(9, 1.2 + max(3.2, 0.9 * len(answers))), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=[2, 3])
+    left.imshow(shown(image))
+    for axes in (left, right):
+        axes.set_axis_off()
+    figure.suptitle(textwrap.fill(prompt, 90), parse_math=False)
+    lines = [f"{method}\n{textwrap.indent(textwrap.fill(text, 58), '  ')}" for method, text in answers]
+    right.text(0, 1, "\n\n".join(lines), va="top", fontsize=10, transform=right.transAxes, parse_math=False)
+    return rendered(figure)
+
+
+def rendered(figure: Figure) -> Image.Image:
+    """The figure as an RGBA picture."""
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    with warnings.catch_warnings():  # characters that the font lacks are drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        canvas.draw()  # type: ignore[no-untyped-call]
+    return Image.fromarray(np.asarray(canvas.buffer_rgba()).copy())  # type: ignore[no-untyped-call]

@@ -51,20 +51,38 @@ def prompt_words(model: mmattn.VLM, picture: Picture, prompt: str, read: Attenti
     return words_of(said, [(start - first, end - first) for start, end in spans])
 
 
-def differing(answers: Sequence[str]) -> list[list[tuple[int, int]]]:
+def differing(answers: Sequence[str]) -> list[list[Span]]:
     """For each answer the character ranges of words that the first answer does not have there.
 
-    The first one's are those that some other answer does not have.
+    The first one's are those that none of the others has. Punctuation and capitals do not count.
     """
-    cut = [[(match.group().strip(), match.start()) for match in _WORD.finditer(text)] for text in answers]
+    words = [list(_WORD.finditer(text)) for text in answers]
+    plain = [[_plain(match.group()) for match in row] for row in words]
     marks: list[set[int]] = [set() for _ in answers]
+    if len(answers) > 1:
+        marks[0].update(range(len(plain[0])))
     for number in range(1, len(answers)):
-        plain, other = ([word for word, _ in cut[one]] for one in (0, number))
-        for kind, a, b, c, d in difflib.SequenceMatcher(None, plain, other, autojunk=False).get_opcodes():
+        lost: set[int] = set()
+        matcher = difflib.SequenceMatcher(None, plain[0], plain[number], autojunk=False)
+        for kind, a, b, c, d in matcher.get_opcodes():
             if kind != "equal":
-                marks[0].update(range(a, b))
+                lost.update(range(a, b))
                 marks[number].update(range(c, d))
-    return [
-        [(cut[number][word][1], cut[number][word][1] + len(cut[number][word][0])) for word in sorted(marked)]
-        for number, marked in enumerate(marks)
-    ]
+        marks[0] &= lost
+    return [_ranges(row, marked) for row, marked in zip(words, marks, strict=True)]
+
+
+def _plain(word: str) -> str:
+    core = _CORE.search(word)
+    return (core.group() if core else word.strip()).casefold()
+
+
+def _ranges(words: Sequence[re.Match[str]], marked: set[int]) -> list[Span]:
+    """The characters of the marked words, neighbours together."""
+    ranges: list[Span] = []
+    for number in sorted(marked):
+        start, end = words[number].start(), words[number].start() + len(words[number].group().rstrip())
+        if number - 1 in marked and ranges:
+            start = ranges.pop()[0]
+        ranges.append((start, end))
+    return ranges
