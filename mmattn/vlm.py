@@ -290,7 +290,7 @@ class VLM:
                 "Nobody trained a detector of chunks for this model", "Train one: `mmattn detector train --chunk 8`."
             )
         longest, size = whole("max_new_tokens", max_new_tokens, 1), whole("batch_size", batch_size, 1)
-        samples = _samples(images, prompts)
+        samples = samples_of(images, prompts)
         if not all(one.images for one in samples):
             raise MmattnError("Guided decoding needs a picture with every prompt", "Use generate().")
         answers: list[Generation] = []
