@@ -1,5 +1,6 @@
 # make run   set up and run the main job      make test   set up and run every check of CI
-.PHONY: run test lint clean
+# make demo  set up and open the page that shows where a model looks
+.PHONY: run demo test lint clean
 
 PYTHON ?= python3
 MODEL ?= scenes-llava
@@ -9,6 +10,9 @@ READY := .venv/.ready
 
 run: $(READY)
 	.venv/bin/mmattn eval all --model $(MODEL) --limit $(LIMIT) --out $(OUT)
+
+demo: $(READY)
+	.venv/bin/mmattn demo --model $(MODEL)
 
 test: $(READY)
 	.venv/bin/ruff check .

@@ -85,6 +85,7 @@ class VLM:
         fast: bool = True,
         share: bool = True,
         on_done: Callable[[int], None] = lambda _: None,
+        on_token: Callable[[int, int], None] | None = None,
     ) -> list[Generation]:
         """Answer prompts about pictures, in batches, all branches of the method in one decoder call per step.
 
@@ -113,6 +114,8 @@ class VLM:
             share: let prompts about one picture share its vision features and the prefill of what they have in
                 common. Without rounding, the answers are the same either way.
             on_done: called with the number of answers finished after each batch.
+            on_token: called with the number of the prompt and the id of its next token, for each token of an answer
+                as it is chosen; what it raises ends the call. A batch that runs out of memory begins anew.
 
         Returns:
             One `Generation` per prompt, in order.
@@ -144,7 +147,7 @@ class VLM:
             raise MmattnError(f"There are {len(names)} keys for {len(samples)} prompts", "Give one key per prompt.")
         shown = options.method.shown(self, samples, size)
         requests = requests_of(self.adapter, options.method, samples, shown, names, longest, self.adapter.prepare)
-        return run(self.adapter, requests, options, size, on_done)
+        return run(self.adapter, requests, options, size, on_done, on_token=on_token)
 
     def attend(
         self,

@@ -105,8 +105,11 @@ def generate(family: str, device: str, tokens: int) -> None:
     for method, capture in [("boost(strength=3)+vcd", kept), *FULL]:
         settings = {"method": method, "max_new_tokens": tokens, "emphasise": MARKS if "pasta" in method else None}
         expected = vlm.generate(pictures, words, fast=False, capture=capture, **settings)
+        heard: list[tuple[int, int]] = []
         with recording(Lane, "finish") as finished:
-            found = vlm.generate(pictures, words, capture=capture, **settings)
+            found = vlm.generate(pictures, words, capture=capture, on_token=lambda *one: heard.append(one), **settings)  # noqa: B023
+        told = [tuple(token for number, token in heard if number == one) for one in range(3)]
+        assert told == [one.token_ids for one in found]
         assert finished() == 1, f"{method} did not decode in a lane"
         assert found == expected, (method, capture, found, expected)
         assert expected != vlm.generate(pictures, words, max_new_tokens=tokens, fast=False)

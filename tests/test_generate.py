@@ -133,6 +133,36 @@ def test_stop_tokens_end_an_answer(vlm: mmattn.VLM, pictures: list[Any]) -> None
     assert full.finish_reason == "length"
 
 
+@pytest.mark.parametrize("size", [5, 2])
+def test_tokens_are_told_as_they_are_chosen(vlm: mmattn.VLM, pictures: list[Any], size: int) -> None:
+    heard: list[tuple[int, int]] = []
+    with decoder_calls(vlm) as calls:
+        answers = vlm.generate(
+            pictures, PROMPTS, max_new_tokens=8, batch_size=size, method="vcd",
+            on_token=lambda number, token: heard.append((number, token)),
+        )  # fmt: skip
+    told = [tuple(token for number, token in heard if number == one) for one in range(5)]
+    assert told == [one.token_ids for one in answers]
+    assert len({len(one) for one in told}) > 1, "some answer should end before the others"
+    if size == 5:  # step by step, not all at the end
+        assert sorted(number for number, _ in heard[:5]) == list(range(5))
+    assert len(calls) >= 8
+
+
+def test_what_a_listener_raises_ends_the_call(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    heard: list[int] = []
+
+    def tell(_number: int, token: int) -> None:
+        heard.append(token)
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+
+    with decoder_calls(vlm) as calls, pytest.raises(KeyboardInterrupt):
+        vlm.generate(pictures[0], "what?", max_new_tokens=8, on_token=tell)
+    assert len(calls) == 3
+    assert vlm.generate(pictures[0], "what?", max_new_tokens=3)[0].token_ids == tuple(heard)
+
+
 def test_the_models_window_ends_an_answer(pictures: list[Any]) -> None:
     """A limit that no window holds costs nothing and ends each answer where its own window ends."""
     small = mmattn.wrap(*tiny_llava())

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from mmattn.cli import basics, bench, detector, published
+from mmattn.cli import basics, bench, demo, detector, published
 from mmattn.cli import eval as evaluation
 from mmattn.cli import ground as grounding
 from mmattn.cli import prompt as prompting
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.add_typer(evaluation.app, name="eval", help="POPE, CHAIR and grounding runs that resume and can be traced.")
 basics.register(app)
 app.command()(bench.bench)
+app.command()(demo.demo)
 prompting.register(app)
 grounding.register(app, evaluation.app)
 app.add_typer(detector.app, name="detector")

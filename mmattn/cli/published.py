@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmattn.cli import eval as evaluation
-from mmattn.cli.options import LONGEST, AsJson, BatchSize, Device, Dtype, Model, Seed
+from mmattn.cli.options import LONGEST, AsJson, BatchSize, Device, DeviceMap, Dtype, Model, Seed
 from mmattn.errors import MmattnError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _command(name: str) -> Callable[..., None]:
         as_json: AsJson = False,
         fresh: evaluation.Fresh = False,
         shard: evaluation.Shard = None,
-        device_map: evaluation.DeviceMap = None,
+        device_map: DeviceMap = None,
     ) -> None:
         job = evaluation.Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map)
 

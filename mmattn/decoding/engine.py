@@ -18,6 +18,7 @@ from mmattn.attention import RowCapture, Session, active
 from mmattn.decoding.exits import exit_scores, exits_of
 from mmattn.decoding.fast import LANES, Rules, Size
 from mmattn.decoding.features import Features
+from mmattn.decoding.listener import Listener, OnToken
 from mmattn.decoding.method import Method, Step
 from mmattn.decoding.prefix import Decode, Prefixes, plan, prefill
 from mmattn.decoding.progress import Progress
@@ -100,12 +101,14 @@ def run(
     batch_size: int,
     on_done: Callable[[int], None] = lambda _: None,
     features: Features | None = None,
+    on_token: OnToken | None = None,
 ) -> list[Generation]:
     """Decode requests in batches of at most `batch_size`; results come in the order of the requests.
 
     Requests about the same pictures stand together, and those of similar length, so that little is computed twice or
     padded. A batch that runs out of memory is halved and tried again; finished ones are kept. `on_done` hears how many
-    answers each batch finished. `features` may bring vision features along.
+    answers each batch finished. `features` may bring vision features along. `on_token` hears each token as it is
+    chosen, with the number of its request; those of a batch that is tried again come again.
 
     Raises:
         MmattnError: a single sample does not fit into memory, or the model's scores are not numbers.
@@ -116,8 +119,11 @@ def run(
     waiting = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][::-1]
     while waiting:
         chunk = waiting.pop()
+        mine = [requests[index] for index in chunk]
+        rooms = [one.room for one in mine]
+        listener = Listener(on_token, chunk, rooms, options.stop_ids)
         try:
-            answers = _decode_batch(adapter, [requests[index] for index in chunk], options, features)
+            answers = _decode_batch(adapter, mine, options, features, listener)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -152,7 +158,11 @@ def _order(requests: Sequence[Request]) -> list[int]:
 
 @torch.inference_mode()
 def _decode_batch(
-    adapter: Adapter, requests: Sequence[Request], options: Options, features: Features
+    adapter: Adapter,
+    requests: Sequence[Request],
+    options: Options,
+    features: Features,
+    listener: Listener,
 ) -> list[Generation]:
     names = ("plain", *(branch.name for branch in options.method.branches()))
     covers = _covers(adapter, requests, options, features)
@@ -168,7 +178,7 @@ def _decode_batch(
         recorder = None
         if options.capture is not None:
             recorder = Recorder(options.capture, adapter, batch, len(batch.embeds) // len(requests))
-        tokens, scores = _loop(adapter, batch, requests, options, session, recorder, prefixes)
+        tokens, scores = _loop(adapter, batch, requests, options, session, recorder, prefixes, listener)
     ended = zip(tokens.tolist(), requests, strict=True)
     answers = [_finish(adapter, row[: request.room], options.stop_ids) for row, request in ended]
     if options.scores is not None and scores is not None:
@@ -271,6 +281,7 @@ def _loop(
     session: Session,
     recorder: Recorder | None,
     prefixes: Prefixes | None,
+    listener: Listener,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Token ids (B, steps) on the CPU, rows that ended early filled up; and the scores that are to be kept."""
     branches = len(batch.embeds) // len(requests)
@@ -299,10 +310,11 @@ def _loop(
         if step == 0:
             scores = _first_scores(logits, early, options)
         chosen = progress.advance(*(lane.padded(logits, early) if lane else (logits, early)))
+        listener.hear(step, progress.tokens)
         if lane and lane.rewriting.knows(session.memory):
             if kept is not None:
                 lane.load(cache)
-            _finish_in(lane, batch, chosen, session, recorder)
+            _finish_in(lane, batch, chosen, session, recorder, listener)
             break
         chosen = chosen[: len(requests)]
         if bool(progress.finished):
@@ -380,15 +392,26 @@ def _rules(options: Options) -> Rules:
     return Rules(options.method, options.sampling, options.stop_ids, options.capture)
 
 
-def _finish_in(lane: Lane, batch: Embedded, chosen: torch.Tensor, session: Session, recorder: Recorder | None) -> None:
+def _finish_in(
+    lane: Lane,
+    batch: Embedded,
+    chosen: torch.Tensor,
+    session: Session,
+    recorder: Recorder | None,
+    listener: Listener,
+) -> None:
     """Decode all further tokens in a lane."""
-    if recorder is None or not recorder.columns.shape[1]:
-        lane.finish(batch, chosen, session.memory)
-        return
-    mine = recorder.columns[:: lane.branches]
-    samples, width = mine.shape
-    lane.columns[:samples, :width] = mine
-    lane.finish(batch, chosen, session.memory, lambda step: recorder.take(step, lane.rows[:, :samples, :, :width]))
+    columns = recorder.columns[:: lane.branches] if recorder else torch.empty(0, 0)
+    samples, width = columns.shape
+    if width:
+        lane.columns[:samples, :width] = columns
+
+    def on_step(step: int) -> None:
+        if recorder and width:
+            recorder.take(step, lane.rows[:, :samples, :, :width])
+        listener.hear(step, lane.progress.tokens)
+
+    lane.finish(batch, chosen, session.memory, on_step if width or listener.tell else None)
 
 
 def _decoded(method: Method, samples: int, device: torch.device) -> torch.Tensor | None:

@@ -1,0 +1,118 @@
+"""The page in a real browser, without a window: what people do with it, and that nothing goes wrong unseen."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright: the extra `dev`")
+from playwright.sync_api import Browser, Page, expect  # noqa: E402
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+WAIT = 20_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """A fresh visitor; the console must stay empty, and nothing may be fetched from elsewhere."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    expect.set_options(timeout=WAIT)
+    wrong: list[str] = []
+    page.on(
+        "console", lambda one: wrong.append(f"{one.type}: {one.text}") if one.type in ("error", "warning") else None
+    )
+    page.on("pageerror", lambda one: wrong.append(f"error: {one}"))
+    page.on("request", lambda one: wrong.append(one.url) if is_elsewhere(one.url, address) else None)
+    page.on("dialog", lambda one: wrong.append(f"dialog: {one.message}"))
+    page.goto(address)
+    page.locator("#ask").wait_for()
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def is_elsewhere(url: str, address: str) -> bool:
+    return not url.startswith((address.rstrip("/"), "data:", "blob:"))
+
+
+def show_example(page: Page, number: int) -> None:
+    page.locator("#examples .thumbnail-lg").nth(number).click()
+    page.locator("#picture img").wait_for()
+
+
+def ask(page: Page, question: str = "Describe the image.") -> None:
+    page.locator("#prompt textarea").fill(question)
+    page.locator("#ask").click()
+    expect(page.locator("#status")).to_contain_text("tokens in")
+
+
+def source(page: Page, name: str) -> str:
+    return page.locator(f"#{name} img").first.get_attribute("src") or ""
+
+
+def test_ask_click_a_word_and_move_a_slider(page: Page) -> None:
+    show_example(page, 1)
+    ask(page)
+    words = page.locator("#answer .token")
+    expect(words).to_have_count(9)
+    expect(page.locator("#answer")).to_contain_text("scissors")
+    expect(page.locator("#line")).to_contain_text("toilet")
+    before = source(page, "map")
+    words.nth(3).click()
+    expect(page.locator("#line")).to_contain_text("scissors")
+    expect(page.locator("#map img")).not_to_have_attribute("src", before)
+    before = source(page, "map")
+    page.locator("#question .token").nth(0).click()
+    expect(page.locator("#line")).to_contain_text("Describe")
+    expect(page.locator("#map img")).not_to_have_attribute("src", before)
+    before = source(page, "map")
+    page.locator("#layer input[type=range]").focus()
+    page.keyboard.press("ArrowLeft")
+    page.locator("#layer input[type=range]").dispatch_event("pointerup")
+    expect(page.locator("#line")).to_contain_text("layer 3, head 0")
+    expect(page.locator("#map img")).not_to_have_attribute("src", before)
+    page.locator("#heads .thumbnail-lg").nth(5).click()
+    expect(page.locator("#line")).to_contain_text("layer 3, head 5")
+
+
+def test_export(page: Page, tmp_path: Path) -> None:
+    show_example(page, 1)
+    ask(page)
+    page.get_by_text("Export: picture, numbers, Python").first.click()
+    page.get_by_role("button", name="Export this view").first.click()
+    expect(page.locator(".export").first).to_contain_text("import mmattn")
+    with page.expect_download() as download:
+        page.locator(".export").first.get_by_text(re.compile("KB|B$")).first.click()
+    download.value.save_as(tmp_path / "ask.png")
+    assert (tmp_path / "ask.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_html_is_shown_and_never_run(page: Page) -> None:
+    show_example(page, 1)
+    ask(page, "<img src=x onerror=alert(1)> <b>what</b>?")
+    expect(page.locator("#question")).to_contain_text("<b>what</b>?")
+    page.locator("#question .token").nth(1).click()
+    expect(page.locator("#line")).to_contain_text("src=x")
+    assert page.locator("#question img, #line img, #question b").count() == 0
+
+
+def test_without_a_picture_the_page_says_so(page: Page) -> None:
+    page.locator("#ask").click()
+    expect(page.locator(".toast-body")).to_contain_text("Upload one, or click an example")
+    show_example(page, 0)
+    ask(page)
