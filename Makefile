@@ -1,12 +1,14 @@
 # make run   set up and run the main job      make test   set up and run every check of CI
 # make demo  set up and open the page that shows where a model looks
-.PHONY: run demo test lint clean
+.PHONY: run demo test test-oldest clean
+# make test-oldest   all tests once more, with the oldest transformers that pyproject.toml allows
 
 PYTHON ?= python3
 MODEL ?= scenes-llava
 LIMIT ?= 100
 OUT ?= runs/$(MODEL)-$(LIMIT)
 READY := .venv/.ready
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
 run: $(READY)
 	.venv/bin/mmattn eval all --model $(MODEL) --limit $(LIMIT) --out $(OUT)
@@ -20,6 +22,18 @@ test: $(READY)
 	.venv/bin/mypy
 	.venv/bin/python -m pytest
 
+test-oldest: .venv-oldest/.ready
+	PYTHONPATH=$(CURDIR)/.venv-oldest .venv/bin/python -m pytest
+
+# A folder that goes before .venv: all but transformers is shared, so that torch is not installed twice.
+.venv-oldest/.ready: $(READY)
+	@echo "Installing transformers $(OLDEST) into .venv-oldest"
+	@rm -rf .venv-oldest
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-oldest \
+		"transformers==$(OLDEST)"
+	PYTHONPATH=$(CURDIR)/.venv-oldest .venv/bin/python -c 'import transformers as t; print("transformers", t.__version__)'
+	@touch $@
+
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "mmattn needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
@@ -30,4 +44,4 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from mmattn.adapters import Adapter, adapter_for
 from mmattn.attention import Columns, Session
 from mmattn.attention.session import entered
+from mmattn.attention.uncompiled import uncompiled
 from mmattn.custom import custom_generate, decoding
 from mmattn.decoding.method import Combined, Method
 from mmattn.decoding.registry import resolve
@@ -36,7 +37,7 @@ def edit(
         seed: with a processor, of the random draws.
 
     Other threads do not see the edits. Prompts must come as `input_ids`, which tell where the image tokens are.
-    Generation that transformers compiles (a static cache on a GPU) needs `disable_compile=True`.
+    Compiled code (a static cache on a GPU, `torch.compile`) runs uncompiled meanwhile, in all threads.
 
     Raises:
         MmattnError: unsupported family, unknown method, or one that is more than an edit.
@@ -57,7 +58,7 @@ def edit(
             )
     adapter = adapter_for(model, None)
     session = adapter.session(edits=[change for one in chosen for change in one.edits()])
-    with session, _tracking(adapter, session):
+    with session, uncompiled(), _tracking(adapter, session):
         yield
 
 

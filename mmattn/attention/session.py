@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar, Token
 from functools import partial
 from types import TracebackType
@@ -15,12 +16,12 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from mmattn.attention.capture import RowCapture
 from mmattn.attention.edit import Columns, Edit, Site, View
 from mmattn.attention.rows import Call
+from mmattn.attention.uncompiled import uncompiled
 
 # "flash", "flex" and "sdpa" inside a name would change how transformers treats the function.
 NAME = "mmattn"
@@ -76,7 +77,7 @@ class Session:
         self._exits = frozenset(exits)
         self.left: dict[int, torch.Tensor] = {}
         self._states: dict[int, torch.Tensor] = {}
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ExitStack()
 
     def restart(self) -> None:
         """Forget what edits kept: a prefill begins."""
@@ -123,9 +124,11 @@ class Session:
     def __enter__(self) -> Self:
         _Switch.acquire(self._model, self._config_key)
         self._token = _SESSIONS.set((*_SESSIONS.get(), self))
+        if self._blocks:
+            self._hooks.enter_context(uncompiled())
         for layer, block in self._blocks.items():
             hook = partial(self._on_block, layer)
-            self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
+            self._hooks.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
         return self
 
     def __exit__(
@@ -134,9 +137,7 @@ class Session:
         assert self._token is not None
         _SESSIONS.reset(self._token)
         self._token = None
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self._states.clear()
         self.left.clear()
         _Switch.release(self._model)

@@ -269,6 +269,8 @@ def _splits(programs: int, slots: int, device: torch.device) -> int:
 def _rotations(parts: DecoderParts, last: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines (last + 1, D) by the model's own rule; text tokens count alike on every axis."""
     positions = torch.arange(last + 1, device=parts.device)[None]
+    if hasattr(parts.rotary, "mrope_section"):
+        positions = positions.expand(3, 1, -1)
     like = torch.empty(1, device=parts.device, dtype=parts.dtype)
     cosines, sines = parts.rotary(like, positions)
     return cosines[0].contiguous(), sines[0].contiguous()
