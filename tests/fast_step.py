@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,6 +17,7 @@ from mmattn.decoding.fast import LANES
 from mmattn.decoding.fast import step as fast
 from mmattn.decoding.fast.lane import Lane
 from mmattn.decoding.fast.parts import take_apart
+from mmattn.decoding.fast.reading import LastRows
 from mmattn.decoding.fast.step import DecodeStep
 from tests.test_methods import STRONG
 from tests.tiny import FAMILIES
@@ -113,11 +114,24 @@ def generate(family: str, device: str, tokens: int) -> None:
         assert finished() == 1, f"{method} did not decode in a lane"
         assert found == expected, (method, capture, found, expected)
         assert expected != vlm.generate(pictures, words, max_new_tokens=tokens, fast=False)
-        for one, other in zip(found, expected, strict=True):
-            if capture is not None:
-                assert one.attention is not None
-                assert other.attention is not None
-                assert torch.allclose(one.attention.weights.cpu(), other.attention.weights.cpu(), atol=1e-5)
+        same_rows(found, expected, capture)
+    # Questions about one picture share its prefill, and nothing is edited: last rows are read by a kernel.
+    settings = {"images": pictures[0], "prompts": words, "capture": kept, "max_new_tokens": tokens}
+    expected = vlm.generate(fast=False, share=False, **settings)
+    with recording(LastRows, "read") as read:
+        found = vlm.generate(**settings)
+    assert read()
+    assert found == expected
+    same_rows(found, expected, kept)
+
+
+def same_rows(found: Sequence[mmattn.Generation], expected: Sequence[mmattn.Generation], capture: Any) -> None:
+    """Whether the attention that was kept is the same."""
+    for one, other in zip(found, expected, strict=True):
+        if capture is not None:
+            assert one.attention is not None
+            assert other.attention is not None
+            assert torch.allclose(one.attention.weights.cpu(), other.attention.weights.cpu(), atol=1e-5)
 
 
 def main() -> None:

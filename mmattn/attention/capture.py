@@ -29,6 +29,11 @@ class RowCapture:
     mask: torch.Tensor | None = None
     scaling: float = 1.0
 
+    @property
+    def last(self) -> bool:
+        """Whether each sample's last row is all that is wanted."""
+        return bool((self.rows == -1).all())
+
     def wants(self, layer: int) -> bool:
         return self.layers is None or layer in self.layers
 

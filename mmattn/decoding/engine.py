@@ -166,7 +166,8 @@ def _decode_batch(
 ) -> list[Generation]:
     names = ("plain", *(branch.name for branch in options.method.branches()))
     covers = _covers(adapter, requests, options, features)
-    rows = [row for request in requests for row in _branch_rows(request, options)]
+    made: dict[str, Pixels] = {}
+    rows = [row for request in requests for row in _branch_rows(request, options, made)]
     exits = exits_of(adapter, options.method)
     edits, layers = options.method.edits(), exits.layers if exits else ()
     with adapter.session(edits=edits, branches=names, exits=layers) as session:
@@ -254,8 +255,13 @@ def _embed(
     return adapter.embed([row for row, _ in rows], features, hidden)
 
 
-def _branch_rows(request: Request, options: Options) -> Iterator[tuple[Prepared, tuple[Pixels, ...]]]:
-    """The tokens and pictures of the plain branch and the others; changed pictures get keys of their own."""
+def _branch_rows(
+    request: Request, options: Options, made: dict[str, Pixels]
+) -> Iterator[tuple[Prepared, tuple[Pixels, ...]]]:
+    """The tokens and pictures of the plain branch and the others; changed pictures get keys of their own.
+
+    `made` keeps them by these keys.
+    """
     yield request.prepared, request.prepared.pixels
     branches = options.method.branches()
     others = request.others or (request.prepared,) * len(branches)
@@ -267,9 +273,11 @@ def _branch_rows(request: Request, options: Options) -> Iterator[tuple[Prepared,
         names = request.sample.image_keys or tuple(one.key for one in prepared.pixels)
         changed = []
         for one, name in zip(prepared.pixels, names, strict=True):
-            generator = stream(options.seed, f"branch {branch.name}", name)
             key = f"{one.key} {branch.name} {options.seed} {name}"
-            changed.append(replace(one, key=key, values=branch.pixels(one.values, generator)))
+            if key not in made:
+                generator = stream(options.seed, f"branch {branch.name}", name)
+                made[key] = replace(one, key=key, values=branch.pixels(one.values, generator))
+            changed.append(made[key])
         yield prepared, tuple(changed)
 
 

@@ -21,19 +21,23 @@ class Features:
     def __init__(self, room: int = ROOM) -> None:
         self._room = room
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._shares: Shares = {}
 
     def of(
         self, adapter: Adapter, pictures: Mapping[str, Pixels], shares: Shares | None = None
     ) -> dict[str, torch.Tensor]:
         """Features of all `pictures`; `shares` is filled for all of them, as `Adapter.encode` does."""
-        if shares is not None and adapter.mixed:
-            return dict(zip(pictures, adapter.encode(list(pictures.values()), shares), strict=True))
-        missing = {key: one for key, one in pictures.items() if key not in self._kept}
-        new = dict(zip(missing, adapter.encode(list(missing.values())), strict=True)) if missing else {}
-        found = {key: new[key] if key in new else self._kept[key] for key in pictures}
-        for key, one in found.items():
-            # A slice of a batch's tensor would keep all of it alive.
-            self._kept[key] = one.clone() if key in new else one
+        asked = shares is not None and adapter.mixed
+        known = self._shares if asked else self._kept
+        missing = {key: one for key, one in pictures.items() if key not in self._kept or key not in known}
+        found_shares: Shares | None = {} if asked else None
+        new = dict(zip(missing, adapter.encode(list(missing.values()), found_shares), strict=True)) if missing else {}
+        found = {key: self._kept[key] if key in self._kept else new[key].clone() for key in pictures}
+        if shares is not None and found_shares is not None:
+            self._shares.update(found_shares)
+            shares.update({key: self._shares[key] for key in pictures})
+        for key, one in found.items():  # copies: a slice of a batch's tensor would keep all of it alive
+            self._kept[key] = one
             self._kept.move_to_end(key)
         self._shrink()
         return found
@@ -45,8 +49,9 @@ class Features:
 
     def _shrink(self) -> None:
         while sum(one.nbytes for one in self._kept.values()) > self._room:
-            self._kept.popitem(last=False)
+            self._shares.pop(self._kept.popitem(last=False)[0], None)
 
     def clear(self) -> None:
         """Free them all."""
         self._kept.clear()
+        self._shares.clear()

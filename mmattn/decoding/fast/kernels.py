@@ -420,3 +420,45 @@ def join_parts(
         total = tl.sum(tl.load(part_sum + at * PARTS + p, mask=p < PARTS, other=0.0) * scale, 0)
         value = tl.sum(acc * scale[:, None], 0) / total
     tl.store(out + at * D + d, value.to(out.dtype.element_ty), mask=d < D)
+
+
+@triton.jit
+def keep_rows(
+    scores,  # (layers, M, H, C) float32, before the softmax; after it in layers that are `final`
+    final,  # (layers,) int8
+    heads,  # (KH,) the heads to keep
+    columns,  # (B, N) the slots to keep
+    out,  # (layers, B, KH, N) float32
+    M,
+    H,
+    C,
+    N,
+    B,
+    KH,
+    K,  # rows of each sample, of which the first one is kept
+    BLOCK: tl.constexpr,
+):
+    """Attention weights at chosen slots; a program per layer, sample and head, which reads its scores twice."""
+    at = tl.program_id(0)
+    layer = at // (KH * B)
+    sample = at // KH % B
+    here = scores + ((layer.to(tl.int64) * M + sample * K) * H + tl.load(heads + at % KH)) * C
+    s = tl.arange(0, BLOCK)
+    top = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, C, BLOCK):
+        score = tl.load(here + start + s, mask=start + s < C, other=float("-inf"))
+        new_top = tl.maximum(top, score)
+        safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+        total = total * tl.exp(top - safe) + tl.exp(score - safe)
+        top = new_top
+    highest = tl.max(top, 0)
+    highest = tl.where(highest == float("-inf"), 0.0, highest)
+    whole = tl.sum(total * tl.exp(top - highest), 0)
+    done = tl.load(final + layer) != 0
+    for start in range(0, N, BLOCK):
+        n = start + s
+        column = tl.load(columns + sample * N + n, mask=n < N, other=0)
+        score = tl.load(here + column, mask=n < N, other=0.0)
+        weight = tl.where(done, score, tl.exp(score - highest) / whole)
+        tl.store(out + at.to(tl.int64) * N + n, weight, mask=n < N)

@@ -65,9 +65,10 @@ class Lane:
             parts.device,
         )
         self.columns = torch.zeros(size.samples, size.columns, dtype=torch.long, device=parts.device)
-        heads = kept.heads if kept is not None and kept.heads is not None else ()
-        self._heads = torch.tensor(heads, dtype=torch.long, device=parts.device)
-        self.rows = torch.empty(0)
+        heads = range(parts.heads) if kept is None or kept.heads is None else kept.heads
+        self._heads = torch.tensor(list(heads), dtype=torch.long, device=parts.device)
+        layers = 0 if kept is None else depth if kept.layers is None else len(kept.layers)
+        self.rows = torch.empty(layers, size.samples, len(self._heads), size.columns, device=parts.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         if parts.device.type == "cuda":
             self._flags = torch.zeros(2, dtype=torch.bool, pin_memory=True)
@@ -159,13 +160,8 @@ class Lane:
 
     def _run(self) -> None:
         self._step.run()
-        kept = self.rules.capture
-        if kept is not None:
-            weights = self._step.weights()[:, :: self.branches]
-            if kept.heads is not None:
-                weights = weights.index_select(2, self._heads)
-            index = self.columns[None, :, None].expand(*weights.shape[:3], -1)
-            self.rows = weights.gather(-1, index)
+        if self.rows.numel():
+            self._step.keep(self._heads, self.columns, self.rows)
         logits = self._step.logits.view(self.size.samples, self.branches, -1)
         early = self._head(self._norm(self._step.left[:: self.branches])).float() if self._step.left.numel() else None
         chosen = self.progress.advance(logits, early)

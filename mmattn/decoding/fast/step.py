@@ -123,7 +123,7 @@ class DecodeStep:
         self._place = {layer: place for place, layer in enumerate(kept)}
         buffers = len(kept) + bool(rewritten)
         self.scores = torch.empty(buffers, rows, parts.heads, 1, slots, device=device)
-        self._final = torch.tensor([layer in rewritten for layer in kept], device=device)[:, None, None, None]
+        self._final = torch.tensor([layer in rewritten for layer in kept], device=device, dtype=torch.int8)
         self._none = torch.empty(1, device=device)
         self._exits = {layer: place for place, layer in enumerate(exits)}
         self.left = torch.empty(rows, len(exits), parts.hidden, device=device, dtype=half)
@@ -160,12 +160,11 @@ class DecodeStep:
         self.length += 1
         self.positions += 1
 
-    def weights(self) -> torch.Tensor:
-        """Attention (layers kept, M, H, C) of the step that ran last."""
-        kept = self.scores[: len(self._place), :, :, 0]
-        if not self.rewritten & set(self._place):
-            return kept.softmax(-1)
-        return torch.where(self._final, kept, kept.softmax(-1))
+    def keep(self, heads: torch.Tensor, columns: torch.Tensor, out: torch.Tensor) -> None:
+        """Attention of the step that ran last into `out` (layers kept, B, heads, N), of each sample's first row, at
+        slots `columns` (B, N).
+        """
+        keep_rows(self.scores, self._final, heads, columns, out)
 
     def _attend(self, index: int, layer: LayerParts) -> None:
         parts, keys, values = self.parts, self.keys[index], self.values[index]
@@ -256,6 +255,18 @@ class DecodeStep:
 
     def _grid(self, blocks: Blocks, *sizes: int) -> tuple[int, int]:
         return sum(triton.cdiv(one, blocks.n) for one in sizes), triton.cdiv(self.rows, blocks.m)
+
+
+def keep_rows(
+    scores: torch.Tensor, final: torch.Tensor, heads: torch.Tensor, columns: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Weights at slots `columns` (B, N) into `out` (layers, B, heads, N), from `scores` (layers, M, H, 1, C)."""
+    layers, samples, some, count = out.shape
+    _, rows, every, _, slots = scores.shape
+    kernels.keep_rows[(layers * samples * some,)](
+        scores, final, heads, columns, out, rows, every, slots, count, samples, some, rows // samples, BLOCK=512,
+        num_warps=4,
+    )  # fmt: skip
 
 
 def _splits(programs: int, slots: int, device: torch.device) -> int:
