@@ -18,6 +18,7 @@ from mmattn.decoding.method import Method
 from mmattn.decoding.recorder import Capture
 from mmattn.decoding.registry import resolve
 from mmattn.decoding.requests import requests_of
+from mmattn.decoding.room import ON_CPU, affordable
 from mmattn.decoding.sampling import Sampling, sample_keys
 from mmattn.errors import MmattnError
 from mmattn.grounding.attention import Attention, RowChoice, Selection, attend
@@ -71,7 +72,7 @@ class VLM:
         *,
         method: str | Method = "greedy",
         max_new_tokens: int = 32,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         seed: int = 0,
         do_sample: bool = False,
         temperature: float = 1.0,
@@ -97,7 +98,8 @@ class VLM:
                 that are spelt out in them ("</s>") act as such, as they do in transformers.
             method: a name from `mmattn.methods()`, perhaps with hyper-parameters ("vcd(alpha=0.5)"), or an instance.
             max_new_tokens: length limit of an answer in tokens; the end of the model's window is another one.
-            batch_size: samples per batch; a method with K branches makes K rows of each.
+            batch_size: samples per batch; a method with K branches makes K rows of each. By default as many as the
+                free memory of a GPU holds, up to 64 rows, and 16 samples on a CPU.
             seed: with the content of a sample it fixes every random draw, whatever the order or batch size. Equal
                 samples in one call draw different tokens, from the same scores.
             do_sample, temperature, top_p, top_k: see `Sampling`.
@@ -123,7 +125,8 @@ class VLM:
         Raises:
             MmattnError: unreadable picture, empty prompt, unknown method, or a setting out of range.
         """
-        longest, size = whole("max_new_tokens", max_new_tokens, 1), whole("batch_size", batch_size, 1)
+        longest = whole("max_new_tokens", max_new_tokens, 1)
+        size = ON_CPU if batch_size is None else whole("batch_size", batch_size, 1)
         steered, what = joined(resolve(method), emphasise)
         options = Options(
             method=steered,
@@ -147,6 +150,8 @@ class VLM:
             raise MmattnError(f"There are {len(names)} keys for {len(samples)} prompts", "Give one key per prompt.")
         shown = options.method.shown(self, samples, size)
         requests = requests_of(self.adapter, options.method, samples, shown, names, longest, self.adapter.prepare)
+        if batch_size is None and requests:
+            size = affordable(self.adapter, requests, 1 + len(options.method.branches()))
         return run(self.adapter, requests, options, size, on_done, on_token=on_token)
 
     def attend(

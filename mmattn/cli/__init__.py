@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 
@@ -39,6 +40,9 @@ def main() -> None:
     """
     wants_traceback = "--traceback" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--traceback"]
+    told = logging.getLogger("mmattn")
+    told.addHandler(logging.StreamHandler())  # on stderr
+    told.setLevel(logging.INFO)
     if isinstance(sys.stdout, io.TextIOWrapper):  # answers may hold what the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -39,7 +39,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="With --sample.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="With --sample.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="With --sample; 0 keeps all.")] = 0,
-    batch_size: options.BatchSize = 16,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per batch; by default what fits.")] = None,
     seed: options.Seed = 0,
     emphasise: options.Emphasise = None,
     emphasise_box: options.EmphasiseBox = None,
@@ -70,6 +70,7 @@ def generate(
     common: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
     shown = [pictures[path] for path in paths]
     if guided:
+        common["batch_size"] = batch_size or 16
         answers = vlm.guide(shown, prompts, guidance=Guidance(candidates=guided), **common)
     else:
         drawing: dict[str, Any] = {"do_sample": do_sample, "temperature": temperature, "top_p": top_p, "top_k": top_k}

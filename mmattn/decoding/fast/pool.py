@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from mmattn.decoding.fast.parts import NotFastError, take_apart
 from mmattn.decoding.method import Method
 from mmattn.decoding.recorder import Capture
 from mmattn.decoding.sampling import Sampling
+
+LOG = logging.getLogger("mmattn")
 
 if TYPE_CHECKING:
     from mmattn.decoding.fast.lane import Lane
@@ -94,6 +97,7 @@ class Lanes:
             from mmattn.decoding.fast.lane import Lane
 
             parts = take_apart(adapter)
+            LOG.info("Preparing the captured step of %s: some seconds, once for its size", rules.method.label)
             del kept[self.room - 1 :]
             return Lane(adapter, parts, rules, size)
         except torch.cuda.OutOfMemoryError:
