@@ -35,7 +35,7 @@ STRONG = {
     "spotlight": "spotlight(target=1)",
     "split-softmax": "split-softmax(power=0.1)",
     "dola": "dola(layers='0 1 2', beta=0.001)",
-    "deco": "deco(alpha=2, layers='0-2', top_p=1)",
+    "deco": "deco(alpha=6, layers='0-2', top_p=1, norm=1)",
     "paint": "paint(local=4, summary=3, gamma=3, beta=0.01, start=0, modulation=1)",
     "sid": "sid(alpha=5, beta=0.01, start=1, share=0.2)",
     "act": "act(beta=0, threshold=0.04, start=0, spared=0)",
