@@ -18,6 +18,7 @@ from mmattn.adapters.cache import SharedCache, cache_argument
 from mmattn.adapters.layout import ImageLayout, Layout, View
 from mmattn.adapters.sample import Sample
 from mmattn.adapters.text import FALLBACK_TEMPLATE, Tokenised, covering, image_starts, render, tokenise
+from mmattn.adapters.tower import without_class_token
 from mmattn.attention import Columns, Edit, RowCapture, Session
 from mmattn.errors import MmattnError
 
@@ -142,6 +143,16 @@ class Adapter(ABC):
     def received(self, inputs: Mapping[str, torch.Tensor]) -> list[Pixels]:
         """Pictures out of the processor's own output; their `size` is mostly not that of the original."""
         return [Pixels(content_key(one), one, (one.shape[-1], one.shape[-2])) for one in inputs["pixel_values"].cpu()]
+
+    def class_attention(self, pictures: Sequence[Pixels], layers: Sequence[int]) -> list[torch.Tensor]:  # noqa: ARG002
+        """What the vision tower's class token looks at in `layers`, summed over heads: (layers, image tokens) each.
+
+        Negative layers count from the end. Tokens that show no place are not a number.
+
+        Raises:
+            MmattnError: the tower has no class token.
+        """
+        raise without_class_token(self.model.config.vision_config.model_type)
 
     def conditioned(self, pixels: Pixels, text: str) -> Pixels:  # noqa: ARG002
         """`pixels` as the prompt `text` makes them; for families whose features depend on the words, too."""

@@ -18,6 +18,7 @@ from mmattn.adapters.base import Adapter, Pixels, Shares
 from mmattn.adapters.layout import Affine, View
 from mmattn.adapters.sample import Sample
 from mmattn.adapters.text import Tokenised, plain_words, tokenise
+from mmattn.adapters.tower import class_rows
 from mmattn.attention import RowCapture, Session
 from mmattn.errors import MmattnError
 
@@ -87,6 +88,13 @@ class InstructBlipAdapter(Adapter):
         cells = capture.stacked().mean(dim=(0, 2))[..., 1:].cpu()
         shares.update((one.key, share) for one, share in zip(pictures, cells, strict=True))
         return list(self.model.language_projection(queries))
+
+    def class_attention(self, pictures: Sequence[Pixels], layers: Sequence[int]) -> list[torch.Tensor]:
+        """An image token has what its cells have, in the shares in which it is made of them."""
+        shares: Shares = {}
+        seen = list({id(one.values): None for one in pictures})
+        rows = class_rows(self.model.vision_model, len(seen), layers, lambda: self.encode(pictures, shares))
+        return [rows[:, seen.index(id(one.values))] @ shares[one.key].T for one in pictures]
 
     def _queries(self, pictures: Sequence[Pixels]) -> torch.Tensor:
         """The Q-Former's output (B, queries, its width); each picture goes through the vision tower once."""

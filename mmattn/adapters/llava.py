@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mmattn.adapters.base import Adapter, Pixels, Shares
 from mmattn.adapters.layout import Affine, View
+from mmattn.adapters.tower import class_rows
 from mmattn.errors import MmattnError
 
 
@@ -44,6 +45,10 @@ class LlavaAdapter(Adapter):
         tower = next(self.model.model.vision_tower.parameters())
         values = values.to(tower.device, tower.dtype)
         return list(self.model.get_image_features(pixel_values=values, return_dict=True).pooler_output)
+
+    def class_attention(self, pictures: Sequence[Pixels], layers: Sequence[int]) -> list[torch.Tensor]:
+        tower = self.model.model.vision_tower
+        return list(class_rows(tower, len(pictures), layers, lambda: self.encode(pictures)).unbind(1))
 
     def check_size(self, values: torch.Tensor) -> None:
         """Refuse pictures (..., H, W) that the vision tower was not made for."""

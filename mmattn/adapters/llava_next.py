@@ -12,6 +12,7 @@ from transformers.image_processing_utils import select_best_resolution
 from mmattn.adapters.base import Pixels, Shares, content_key
 from mmattn.adapters.layout import Affine, View
 from mmattn.adapters.llava import LlavaAdapter
+from mmattn.adapters.tower import class_rows
 
 
 class LlavaNextAdapter(LlavaAdapter):
@@ -54,6 +55,16 @@ class LlavaNextAdapter(LlavaAdapter):
         values = torch.cat([one.values for one in pictures]).to(tower.device, tower.dtype)
         sizes = torch.tensor([one.size[::-1] for one in pictures])
         return list(self.model.get_image_features(values, image_sizes=sizes, return_dict=True).pooler_output)
+
+    def class_attention(self, pictures: Sequence[Pixels], layers: Sequence[int]) -> list[torch.Tensor]:
+        """Each tile has a class token of its own."""
+        tiles = [len(one.values) for one in pictures]
+        rows = class_rows(self.model.model.vision_tower, sum(tiles), layers, lambda: self.encode(pictures))
+        # Packed as the features are, the layers in place of their width; newline tokens show no place.
+        maps = list(torch.split(rows.permute(1, 2, 0), tiles))
+        sizes = torch.tensor([one.size[::-1] for one in pictures])
+        packed, *_ = self.model.model.pack_image_features(maps, sizes, "default", torch.full((len(layers),), torch.nan))
+        return [one.T for one in packed]
 
     def _resolution(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the tiled copy of a picture of `size` (W, H)."""

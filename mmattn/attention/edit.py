@@ -97,6 +97,7 @@ class Edit:
         every_row: edit every row of a call, those of image tokens and of words before them too, in samples with a
             picture.
         common: keep one memory for all layers in place of one for each, so that a layer may tell those above it.
+        tower: layers of the vision tower whose class token's attention `marks` wants; negative ones count from the end.
     """
 
     branches: ClassVar[tuple[str, ...] | None] = None
@@ -105,6 +106,7 @@ class Edit:
     views: ClassVar[bool] = False
     every_row: ClassVar[bool] = False
     common: ClassVar[bool] = False
+    tower: ClassVar[tuple[int, ...]] = ()
 
     def wants(self, layer: int, depth: int) -> bool:  # noqa: ARG002
         """Whether decoder layer `layer` of `depth` is edited."""
@@ -124,6 +126,13 @@ class Edit:
 
     def blank(self, rows: int, keys: int, heads: int, device: torch.device) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """Memory of the shapes that `Site.recall` fills: (rows, keys of the prefill) per key, or (rows, 1, ...)."""
+        return {}
+
+    def marks(self, looks: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        """Image tokens (N,) bool of one picture, by the names under which they will be in memory, which is `common`.
+
+        `looks` (layers, N) is the class token's attention, summed over heads; no number on tokens that show no place.
+        """
         return {}
 
     def place(self, number: int, layer: int) -> tuple[int, int]:

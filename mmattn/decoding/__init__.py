@@ -14,6 +14,7 @@ from mmattn.decoding.instaboost import InstABoost
 from mmattn.decoding.m3id import M3ID
 from mmattn.decoding.method import Branch, Card, Combined, Exits, Method, Step
 from mmattn.decoding.pai import PAI
+from mmattn.decoding.paint import PAINT
 from mmattn.decoding.pasta import PASTA
 from mmattn.decoding.prompted import AttentionPrompt
 from mmattn.decoding.rbd import RBD
@@ -34,6 +35,7 @@ __all__ = [
     "ICD",
     "M3ID",
     "PAI",
+    "PAINT",
     "PASTA",
     "RBD",
     "SID",

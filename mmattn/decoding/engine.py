@@ -19,6 +19,7 @@ from mmattn.decoding.exits import exit_scores, exits_of
 from mmattn.decoding.fast import LANES, Rules, Size
 from mmattn.decoding.features import Features
 from mmattn.decoding.listener import Listener, OnToken
+from mmattn.decoding.marks import mark
 from mmattn.decoding.method import Method, Step
 from mmattn.decoding.prefix import Decode, Prefixes, plan, prefill
 from mmattn.decoding.progress import Progress
@@ -173,6 +174,7 @@ def _decode_batch(
     with adapter.session(edits=edits, branches=names, exits=layers) as session:
         shares: Shares | None = {} if options.capture is not None else None
         batch = _embed(adapter, rows, features, shares, covers)
+        mark(adapter, [request.prepared.pixels for request in requests], batch, session)
         prefixes = None
         if options.share and not batch.columns.cross:
             prefixes = plan(rows, [one is not None for one in covers or [None] * len(rows)], session.edits)

@@ -61,8 +61,13 @@ class PAI(Contrast):
         return (Branch("no picture", sample=without_pictures),) if self.gamma != 1 else ()
 
     def contrast(self, step: Step) -> torch.Tensor:
-        seen, blind = step.logits.log_softmax(-1).unbind(1)
-        return (self.gamma * (seen - blind) + blind).masked_fill(~plausible(seen, self.beta), -torch.inf)
+        return refined(step.logits, self.gamma, self.beta)
+
+
+def refined(logits: torch.Tensor, gamma: float, beta: float) -> torch.Tensor:
+    """PAI's contrast (B, V) from the scores (B, 2, V) with and without the picture."""
+    seen, blind = logits.log_softmax(-1).unbind(1)
+    return (gamma * (seen - blind) + blind).masked_fill(~plausible(seen, beta), -torch.inf)
 
 
 @dataclass(frozen=True)

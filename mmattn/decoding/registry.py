@@ -20,6 +20,7 @@ from mmattn.decoding.instaboost import InstABoost
 from mmattn.decoding.m3id import M3ID
 from mmattn.decoding.method import Card, Combined, Method
 from mmattn.decoding.pai import PAI
+from mmattn.decoding.paint import PAINT
 from mmattn.decoding.pasta import PASTA
 from mmattn.decoding.prompted import AttentionPrompt
 from mmattn.decoding.rbd import RBD
@@ -31,7 +32,7 @@ from mmattn.decoding.vcd import VCD
 from mmattn.decoding.vhr import VHR
 from mmattn.errors import MmattnError, unknown
 
-_EDITS = (Boost, VAR, PAI, VHR, InstABoost, PASTA, SpotLight, SplitSoftmax, ACT, CMAI)
+_EDITS = (Boost, VAR, PAI, PAINT, VHR, InstABoost, PASTA, SpotLight, SplitSoftmax, ACT, CMAI)
 _CONTRASTS = (VCD, ICD, M3ID, IAVA, AvisC, SID, RBD)
 _LAYERS = (DoLa, DeCo)
 METHODS: dict[str, type[Method]] = {
