@@ -7,7 +7,7 @@ given where the defaults count on a decoder of 32.
 
 GRIDS: dict[str, list[str]] = {
     "boost": ["boost", "boost(strength=1.3)", "boost(strength=4)"],
-    "var": ["var", "var(tau=3)", "var(tau=3, p=0.2)", "var(tau=3, rho=0.8, summ=0.1, start=0)"],
+    "var": ["var", "var(tau=2.5)", "var(tau=2, p=0.2)", "var(tau=2, rho=0.8, summ=0.1, start=0)"],
     "pai": ["pai", "pai(start=0)", "pai(alpha=0.5, start=0)", "pai(alpha=0.2, gamma=1.5, start=0)"],
     "vhr": ["vhr(layers=2)", "vhr(alpha=1.2, layers=2)", "vhr(alpha=1.2)", "vhr(alpha=1.5, layers=2)"],
     "instaboost": ["instaboost", "instaboost(strength=1.3)", "instaboost(strength=5)"],

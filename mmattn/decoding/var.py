@@ -91,6 +91,12 @@ def _dimensions(given: str) -> tuple[int, ...]:
     return () if given == "auto" else tuple(map(int, words))
 
 
+def normalised(states: torch.Tensor) -> torch.Tensor:
+    """How large each dimension of hidden states (..., D) is beside their root mean square: (..., D) float32."""
+    states = states.float()
+    return (states * torch.rsqrt(states.square().mean(-1, keepdim=True) + EPS)).abs()
+
+
 @dataclass(frozen=True)
 class Redistribution(Edit):
     """See the module. `dimensions` empty: those of the first token."""
@@ -131,8 +137,7 @@ class Redistribution(Edit):
         """(B, keys) bool."""
         if site.states is None:
             raise RuntimeError("VAR needs hidden states")
-        states = site.states.to(scores.device).float()
-        size = (states * torch.rsqrt(states.square().mean(-1, keepdim=True) + EPS)).abs()
+        size = normalised(site.states.to(scores.device))
         if self.dimensions:
             if max(self.dimensions) >= size.shape[-1]:
                 raise MmattnError(
