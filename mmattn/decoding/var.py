@@ -63,6 +63,12 @@ class VAR(Method):
         branches=1,
         extra_passes="none",
         defaults_from="public code, for LLaVA-1.5-7B; the paper is said to choose rho per kind of task",
+        presets={
+            "LLaVA-1.5-7B": "var(dimensions='llama-2-7b')",
+            "LLaVA-1.5-13B": "var(dimensions='llama-2-13b')",
+            "general questions, as is said": "var(rho=0.8)",
+            "vision-centric questions, as is said": "var(rho=0.9)",
+        },
     )
 
     def __post_init__(self) -> None:
