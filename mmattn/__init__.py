@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mmattn.adapters import Mark
     from mmattn.api import load, wrap
     from mmattn.custom import custom_generate
-    from mmattn.decoding import VCD, Boost, Capture, Generation, Method, emphasise, methods
+    from mmattn.decoding import VCD, Boost, Capture, Generation, Method, emphasise, find_sinks, methods
     from mmattn.editing import edit
     from mmattn.errors import MmattnError
     from mmattn.grounding import Attention, Grounding
@@ -32,6 +32,7 @@ __all__ = [
     "custom_generate",
     "edit",
     "emphasise",
+    "find_sinks",
     "load",
     "methods",
     "open_image",
@@ -52,6 +53,7 @@ _HOME = {
     "custom_generate": "mmattn.custom",
     "edit": "mmattn.editing",
     "emphasise": "mmattn.decoding",
+    "find_sinks": "mmattn.decoding",
     "load": "mmattn.api",
     "methods": "mmattn.decoding",
     "open_image": "mmattn.images",

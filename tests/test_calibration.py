@@ -80,17 +80,18 @@ class Act:
         if self.method.start <= whole.layer < 3 - self.method.spared:
             for head, rows in enumerate(weights):
                 if self.method.heads == "all" or f"{whole.layer}:{head}" in self.method.heads.split():
-                    self._calibrate(rows, scores[head])
+                    self._calibrate(rows, scores[head], whole.image[0].numpy())
         return torch.tensor(weights[None]).float()
 
-    def _calibrate(self, rows: Array, scores: Array) -> None:
+    def _calibrate(self, rows: Array, scores: Array, image: NDArray[np.bool_]) -> None:
         sinks = []
         for key in range(rows.shape[1]):
             seeing = [row for row in range(self.prompt) if np.isfinite(scores[row, key])]
             if seeing and rows[seeing, key].mean() > self.method.threshold:
                 sinks.append(key)
         sinks = sinks[1:]
-        others = [key for key in range(rows.shape[1]) if key not in sinks]
+        every = self.method.on == "rest"
+        others = [key for key in range(rows.shape[1]) if key not in sinks and (every or image[key])]
         for row in rows:
             if row[others].sum() > 0:
                 freed = (1 - self.method.beta) * row[sinks].sum()
@@ -126,6 +127,7 @@ CASES: list[tuple[Any, Callable[..., Any]]] = [
     (SID(alpha=6.0, beta=0.01, start=2, share=0.0), Sid),
     (ACT(0.1, threshold=0.05, start=0, spared=0), Act),
     (ACT(0.0, threshold=0.04, start=1, spared=0, heads="0:1 1:2 2:0"), Act),
+    (ACT(0.1, threshold=0.04, start=0, spared=0, on="image"), Act),
     (CMAI(share=0.75, start=0), Cmai),
     (CMAI(share=0.5, factor=0.1, start=1), Cmai),
 ]

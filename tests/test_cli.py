@@ -106,6 +106,11 @@ def test_lists(capsys: Any, monkeypatch: Any) -> None:
     assert "alpha=1.0, beta=0.1, noise_step=500" in out
     names = [row["name"] for row in json.loads(run(capsys, monkeypatch, "methods", "--json")[1])]
     assert names == list(METHODS)
+    code, out, _ = run(capsys, monkeypatch, "methods", "vhr")
+    assert (code, out.count("source")) == (0, 1)
+    assert "preset      vhr(layers=18) (InstructBLIP)" in out
+    assert "layers: how many of the last layers are reinforced." in out
+    assert "Did you mean vcd" in run(capsys, monkeypatch, "methods", "vdc")[2]
     assert "scenes-llava" in run(capsys, monkeypatch, "models")[1]
     assert "llava" in json.loads(run(capsys, monkeypatch, "models", "--json")[1])["families"]
 

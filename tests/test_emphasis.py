@@ -23,6 +23,8 @@ from tests.tiny import FAMILIES
 SETTINGS: dict[str, Any] = {"max_new_tokens": 5, "stop_token_ids": []}
 PROMPT = "what is on the left of it?"
 STRONG = {"instaboost": 40.0, "pasta": 40.0, "spotlight": 20.0, "split-softmax": 8.0}
+# Has its own test, since it moves nothing where there are no sinks.
+ACT_SETTINGS = "act(beta=0, threshold=0.03, start=0, spared=0)"
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -31,14 +33,14 @@ def family(request: pytest.FixtureRequest) -> mmattn.VLM:
 
 
 def test_every_steering_method_has_its_strength() -> None:
-    assert STRONG.keys() == STEERERS.keys()
+    assert {*STRONG, "act"} == STEERERS.keys()
     for by, make in STEERERS.items():
         assert make(1.0).edits() == ()
         assert make(3.0).name == by
         assert emphasise("x", 3.0, by).method == towards_marks(make(3.0))
 
 
-@pytest.mark.parametrize("by", STEERERS)
+@pytest.mark.parametrize("by", STRONG)
 def test_a_marked_region_gets_more_attention_and_nothing_else_does(
     family: mmattn.VLM, pictures: list[Any], by: str
 ) -> None:
@@ -75,7 +77,7 @@ EQUATIONS: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("by", STEERERS)
+@pytest.mark.parametrize("by", STRONG)
 def test_marked_words_follow_the_equation(family: mmattn.VLM, pictures: list[Any], by: str) -> None:
     sample = Sample((pictures[1],), PROMPT, marks=(mmattn.Mark("LEFT"), mmattn.Mark("what")))
     inputs = inputs_of(family, [[pictures[1]]], [PROMPT])
@@ -108,6 +110,27 @@ def test_marked_words_follow_the_equation(family: mmattn.VLM, pictures: list[Any
         got = adapter.logits(adapter.decode(batch)[0, -1])
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     assert (expected - prompt_logits(family, inputs)[0]).abs().max() > 1e-3
+
+
+def test_act_gives_what_sinks_lose_to_the_marked_alone(family: mmattn.VLM, pictures: list[Any]) -> None:
+    mark: Any = mmattn.Mark(image=0) if family.adapter.mixed else (35, 8, 88, 44)
+    plain = family.attend(pictures[1], PROMPT, layers=0)
+    read = family.attend(pictures[1], PROMPT, layers=0, method=ACT_SETTINGS, emphasise=mark)
+    sample = Sample((pictures[1],), PROMPT, marks=(mmattn.Mark.of(mark),))
+    marked = family.adapter.prepare([sample])[0].layout.marked
+    inside = torch.tensor([token in marked for token in plain.layout.image_tokens])
+    more = read.weights[0, :, 0] > plain.weights[0, :, 0] * 1.0001
+    less = read.weights[0, :, 0] < plain.weights[0, :, 0] * 0.9999
+    assert more.any()
+    assert not more[:, ~inside].any()
+    assert ((read.weights[0, :, 0] == 0) | ~less).all()  # beta is 0
+    images, words, marks = _mixed(family, pictures)
+    together = family.generate(images, words, method=ACT_SETTINGS, emphasise=marks, **SETTINGS)
+    assert together == [
+        family.generate([image], [text], method=ACT_SETTINGS, emphasise=[one], **SETTINGS)[0]
+        for image, text, one in zip(images, words, marks, strict=True)
+    ]
+    assert together[-1] == family.generate(images, words, **SETTINGS)[-1]
 
 
 def _mixed(vlm: mmattn.VLM, pictures: list[Any]) -> tuple[list[Any], list[str], list[Any]]:

@@ -94,6 +94,23 @@ def test_each_method_is_described() -> None:
             assert card.exact == ("Exact" in page.split(f"### {one.name}")[1].split("###")[0])
 
 
+def test_the_list_tells_what_there_is_to_know() -> None:
+    for one in methods():
+        assert one.meanings.keys() == one.parameters.keys(), f"{one.name}: a hyper-parameter without a word on it"
+        assert all(text[-1] in ".)" and "  " not in text for text in one.meanings.values())
+        for preset in one.card.presets.values():
+            assert resolve(preset).name == one.name
+            assert resolve(preset) != resolve(one.name)
+    listed = {one.name: one for one in methods()}
+    assert listed["vcd"].meanings["alpha"] == "strength of the contrast; 0 leaves the scores as they are."
+    assert {listed[name].kind for name in ("greedy", "boost", "vhr", "vcd", "api")} == {
+        "plain", "edit", "picture", "rule",
+    }  # fmt: skip
+    assert [listed[name].plain_transformers for name in ("boost", "pai", "vhr", "api")] == [
+        "mmattn.edit", "mmattn.custom_generate", "mmattn.custom_generate", "",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_strong_settings_change_the_answer_and_a_batch_is_its_samples(
     family: mmattn.VLM, pictures: list[Any], name: str

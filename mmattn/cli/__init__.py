@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from mmattn.cli import basics, bench, demo, detector, published
+from mmattn.cli import basics, bench, demo, detector, published, sinks
 from mmattn.cli import eval as evaluation
 from mmattn.cli import ground as grounding
 from mmattn.cli import prompt as prompting
@@ -26,6 +26,7 @@ app.add_typer(evaluation.app, name="eval", help="POPE, CHAIR and grounding runs 
 basics.register(app)
 app.command()(bench.bench)
 app.command()(demo.demo)
+app.command()(sinks.sinks)
 prompting.register(app)
 grounding.register(app, evaluation.app)
 app.add_typer(detector.app, name="detector")

@@ -205,16 +205,25 @@ def check(
         raise typer.Exit(1)
 
 
-def methods(as_json: options.AsJson = False) -> None:
+def methods(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these, with what each hyper-parameter means.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
     """List the decoding methods: what they do, cost, and take."""
     import dataclasses
 
     from mmattn.decoding import methods as listing
+    from mmattn.errors import unknown
 
+    known = {one.name: one for one in listing()}
+    for name in names or ():
+        if name not in known:
+            raise unknown("method", name, known)
+    chosen = [known[name] for name in names or known]
     if as_json:
-        options.emit([dataclasses.asdict(one) for one in listing()])
+        options.emit([dataclasses.asdict(one) for one in chosen])
         return
-    for one in listing():
+    for one in chosen:
         kind = "published formula" if one.card.exact else "reconstruction: the paper does not publish the formula"
         options.say(f"{one.name}: {one.card.summary}")
         options.say(f"    source      {one.card.source} ({kind})")
@@ -222,6 +231,11 @@ def methods(as_json: options.AsJson = False) -> None:
         options.say(f"    cost        {one.card.branches} row(s) per sample and step; extra: {one.card.extra_passes}")
         values = ", ".join(f"{name}={value}" for name, value in one.parameters.items()) or "none"
         options.say(f"    parameters  {values} ({one.card.defaults_from})")
+        for name, meaning in one.meanings.items() if names else ():
+            options.say(f"      {name}: {meaning}")
+        for name, preset in one.card.presets.items():
+            options.say(f"    preset      {preset} ({name})")
+        options.say(f"    in plain transformers: {one.plain_transformers or 'no'}")
 
 
 def _pairs(images: list[Path], prompts: list[str]) -> tuple[list[Path], list[str]]:

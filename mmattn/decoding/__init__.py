@@ -22,6 +22,7 @@ from mmattn.decoding.recorder import Capture
 from mmattn.decoding.registry import MethodInfo, methods, resolve, split_methods
 from mmattn.decoding.sampling import Sampling
 from mmattn.decoding.sid import SID
+from mmattn.decoding.sinks import Sinks, find_sinks
 from mmattn.decoding.split_softmax import SplitSoftmax
 from mmattn.decoding.spotlight import SpotLight
 from mmattn.decoding.var import VAR
@@ -58,10 +59,12 @@ __all__ = [
     "Method",
     "MethodInfo",
     "Sampling",
+    "Sinks",
     "SplitSoftmax",
     "SpotLight",
     "Step",
     "emphasise",
+    "find_sinks",
     "methods",
     "resolve",
     "split_methods",

@@ -8,7 +8,8 @@ part of it to the other keys:
     A'_ij = A_ij + (1 - beta) (sum over sinks) A_ij / (sum over the others)    for all others
 
 The public code edits the rows of the prompt. Here rows of later steps are edited, too, by the prompt's sinks, which is
-ours. Its heads are found by calibration, each tried on some hundred samples.
+ours; so is `on`, by which marked keys alone get what the sinks lose. The code's heads are found by calibration, each
+tried on some hundred samples.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import torch
 
 from mmattn.attention import Edit, Site, View
 from mmattn.checks import number, whole
-from mmattn.decoding.method import Card, Method
+from mmattn.decoding.method import Card
 from mmattn.decoding.pasta import head_pairs, heads_of
+from mmattn.decoding.steering import PLACES, Steer, Steering, check_place
 
 
 @dataclass(frozen=True)
-class ACT(Method):
+class ACT(Steering):
     """Take attention from all sinks but the first.
 
     Attributes:
@@ -34,6 +36,8 @@ class ACT(Method):
         heads: "all", or pairs layer:head such as "12:3 14:0".
         start: first layer that is edited.
         spared: how many of the last layers are not.
+        on: who gets what the sinks lose: "rest" (all that are none), or those of them in the "instruction" (the user's
+            words), the "image" or the "mark" (what `emphasise=...` says).
     """
 
     beta: float = 0.4
@@ -41,12 +45,13 @@ class ACT(Method):
     heads: str = "all"
     start: int = 2
     spared: int = 1
+    on: str = "rest"
 
     name: ClassVar[str] = "act"
     card: ClassVar[Card] = Card(
         summary="Take attention from all sinks but the first, and share it out among the other tokens.",
         source="ACT, ICML 2024, arXiv 2406.15765, code GATECH-EIC/ACT",
-        formula="public code; rows after the prompt are ours",
+        formula="public code; rows after the prompt, and `on`, are ours",
         exact=False,
         branches=1,
         extra_passes="none; every row of the prompt is computed twice",
@@ -59,16 +64,17 @@ class ACT(Method):
         head_pairs("ACT", self.heads)
         whole("ACT start", self.start, 0)
         whole("ACT spared", self.spared, 0)
+        check_place("ACT", self.on, ("rest", *PLACES))
 
     def edits(self) -> tuple[Edit, ...]:
         if self.beta == 1:
             return ()
         heads = head_pairs("ACT", self.heads)
-        return (Calibrate(self.beta, self.threshold, heads, self.start, self.spared),)
+        return (Calibrate(self.on, self.beta, self.threshold, heads, self.start, self.spared),)
 
 
 @dataclass(frozen=True)
-class Calibrate(Edit):
+class Calibrate(Steer):
     """See the module. `heads` None: all."""
 
     beta: float
@@ -92,6 +98,8 @@ class Calibrate(Edit):
         sinks = site.recall("drawn", lambda: self._sinks(weights, site)).mT
         sinks = torch.nn.functional.pad(sinks, (0, weights.shape[-1] - sinks.shape[-1]))[:, :, None]
         rest = weights * ~sinks
+        if self.on != "rest":
+            rest = rest * self.marked(site)
         total = rest.sum(-1, keepdim=True)
         freed = (1 - self.beta) * (weights * sinks).sum(-1, keepdim=True)
         moved = torch.where(sinks, self.beta * weights, weights + freed * rest / total)

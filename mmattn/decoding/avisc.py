@@ -44,6 +44,7 @@ class AvisC(Contrast):
         branches=2,
         extra_passes="one prefill of one row per sample",
         defaults_from="the code's POPE script; its argparse has alpha=1, lam=0.99",
+        presets={"the code's argparse": "avisc(alpha=1, lam=0.99)"},
     )
 
     def __post_init__(self) -> None:

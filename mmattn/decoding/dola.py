@@ -54,6 +54,7 @@ class DoLa(Method):
         branches=1,
         extra_passes="none; the head reads every candidate layer",
         defaults_from="transformers, which advises layers='high' for short answers and a repetition penalty",
+        presets={"long answers": "dola(layers='low')", "the batch's mean, as in transformers": "dola(shared=1)"},
     )
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mmattn.adapters import Mark, Sample
 from mmattn.checks import number
+from mmattn.decoding.act import ACT
 from mmattn.decoding.instaboost import InstABoost
 from mmattn.decoding.method import Combined, Method
 from mmattn.decoding.pasta import PASTA
@@ -26,6 +27,7 @@ from mmattn.errors import MmattnError, unknown
 # By name, what a strength of 1 or more means to each: 1 is its neutral setting.
 STEERERS: dict[str, Callable[[float], Steering]] = {
     "instaboost": lambda strength: InstABoost(strength),
+    "act": lambda strength: ACT(1 / strength),
     "pasta": lambda strength: PASTA(1 / strength),
     "spotlight": lambda strength: SpotLight(1 - 1 / strength),
     "split-softmax": lambda strength: SplitSoftmax(1 / strength),
@@ -52,7 +54,7 @@ def emphasise(what: Any, strength: float = 2.0, by: str = "instaboost") -> Empha
         what: words, a box (x0, y0, x1, y1) in pixels of the original picture, a `Mark`, or several of these in a
             list; with several prompts a list has one entry for each, None for nothing.
         strength: 1 is the plain model, larger is stronger: the factor M of InstABoost, 1 / alpha of PASTA, 1 / k of
-            split-softmax, and 1 / (1 - target) of SpotLight.
+            split-softmax, 1 / (1 - target) of SpotLight, and 1 / beta of ACT.
         by: the method that does it, of `STEERERS`.
 
     Returns:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -32,6 +32,7 @@ class Card:
         branches: rows per sample in each decoder call, the plain one included.
         extra_passes: model passes beyond those of plain decoding, in words.
         defaults_from: where the default constants come from.
+        presets: other published settings, by the model or source that they are for; each is a `method=`.
     """
 
     summary: str
@@ -41,6 +42,7 @@ class Card:
     extra_passes: str
     defaults_from: str
     formula: str = "public code"
+    presets: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class PAI(Contrast):
         branches=2,
         extra_passes="none; one row per sample with gamma=1",
         defaults_from="the README of the code; its argparse has gamma=2, the paper is said to have alpha=0.5",
+        presets={"LLaVA in the paper, as is said": "pai(alpha=0.5)", "the code's argparse": "pai(gamma=2)"},
     )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,19 +44,44 @@ METHODS: dict[str, type[Method]] = {
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """One line of the list of methods: its name, its card, and its hyper-parameters with their defaults."""
+    """One entry of the list of methods.
+
+    Attributes:
+        card: one line, source, where the formula comes from, what it costs, and presets.
+        kind: "plain", "edit" (of attention), "picture" (changes what is shown) or "rule" (for the next token; it may
+            edit, too).
+        plain_transformers: how plain `generate` does the same: "mmattn.edit", "mmattn.custom_generate", or "".
+        parameters: hyper-parameters with their defaults. meanings: what each is.
+    """
 
     name: str
     card: Card
+    kind: str
+    plain_transformers: str
     parameters: dict[str, Any]
+    meanings: dict[str, str]
 
 
 def methods() -> list[MethodInfo]:
-    """Every method: name, one line, source, what it costs, hyper-parameters with defaults."""
-    return [
-        MethodInfo(name, kind.card, {field.name: field.default for field in dataclasses.fields(kind)})
-        for name, kind in METHODS.items()
-    ]
+    """Every method: name, one line, source, what it costs, hyper-parameters with defaults and meanings."""
+    return [_info(name, kind) for name, kind in METHODS.items()]
+
+
+def _info(name: str, kind: type[Method]) -> MethodInfo:
+    method = kind()
+    alone = not (method.rules or method.branches() or method.repaints)
+    what = "picture" if method.repaints else "rule" if method.rules else "edit" if method.edits() else "plain"
+    there = "mmattn.edit" if alone else "" if method.repaints else "mmattn.custom_generate"
+    parameters = {one.name: one.default for one in dataclasses.fields(kind)}
+    return MethodInfo(name, kind.card, what, there, parameters, _meanings(kind, parameters))
+
+
+def _meanings(kind: type[Method], names: Iterable[str]) -> dict[str, str]:
+    """What the class's own words say of its attributes."""
+    words = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8,}.*)*)", words, flags=re.MULTILINE)
+    said = {name: " ".join(text.split()) for several, text in entries for name in several.split(", ")}
+    return {name: said[name] for name in names if name in said}
 
 
 def resolve(method: str | Method) -> Method:

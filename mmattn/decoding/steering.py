@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -30,10 +31,10 @@ class Steering(Method):
         return replace(self, **settings)
 
 
-def check_place(method: str, on: str) -> None:
+def check_place(method: str, on: str, places: Sequence[str] = PLACES) -> None:
     """Raises MmattnError unless `on` names tokens that can be marked."""
-    if on not in PLACES:
-        raise MmattnError(f"{method} cannot steer to {on!r}", f"Choose {' or '.join(map(repr, PLACES))}.")
+    if on not in places:
+        raise MmattnError(f"{method} cannot steer to {on!r}", f"Choose {' or '.join(map(repr, places))}.")
 
 
 @dataclass(frozen=True)

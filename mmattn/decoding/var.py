@@ -63,6 +63,12 @@ class VAR(Method):
         branches=1,
         extra_passes="none",
         defaults_from="public code, for LLaVA-1.5-7B; the paper is said to choose rho per kind of task",
+        presets={
+            "LLaVA-1.5-7B": "var(dimensions='llama-2-7b')",
+            "LLaVA-1.5-13B": "var(dimensions='llama-2-13b')",
+            "general questions, as is said": "var(rho=0.8)",
+            "vision-centric questions, as is said": "var(rho=0.9)",
+        },
     )
 
     def __post_init__(self) -> None:
@@ -89,6 +95,12 @@ def _dimensions(given: str) -> tuple[int, ...]:
         known = ", ".join(PRESETS)
         raise MmattnError(f"VAR does not know the dimensions {given!r}", f'Write "auto", {known}, or "1415 2533".')
     return () if given == "auto" else tuple(map(int, words))
+
+
+def normalised(states: torch.Tensor) -> torch.Tensor:
+    """How large each dimension of hidden states (..., D) is beside their root mean square: (..., D) float32."""
+    states = states.float()
+    return (states * torch.rsqrt(states.square().mean(-1, keepdim=True) + EPS)).abs()
 
 
 @dataclass(frozen=True)
@@ -131,8 +143,7 @@ class Redistribution(Edit):
         """(B, keys) bool."""
         if site.states is None:
             raise RuntimeError("VAR needs hidden states")
-        states = site.states.to(scores.device).float()
-        size = (states * torch.rsqrt(states.square().mean(-1, keepdim=True) + EPS)).abs()
+        size = normalised(site.states.to(scores.device))
         if self.dimensions:
             if max(self.dimensions) >= size.shape[-1]:
                 raise MmattnError(

@@ -63,6 +63,7 @@ class VCD(Method):
         branches=2,
         extra_passes="vision tower and prefill twice; decode steps share one call",
         defaults_from="argparse defaults of the public code (its LLaVA shell script uses beta 0.2)",
+        presets={"the code's LLaVA script": "vcd(beta=0.2)"},
     )
 
     def __post_init__(self) -> None:

@@ -48,6 +48,7 @@ class VHR(Method):
         branches=2,
         extra_passes="the second row per sample takes part in the prefill only",
         defaults_from="paper, for LLaVA-1.5 and LLaVA-NeXT with 32 layers; 18 layers for InstructBLIP",
+        presets={"InstructBLIP": "vhr(layers=18)"},
     )
 
     def __post_init__(self) -> None:
