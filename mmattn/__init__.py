@@ -65,6 +65,16 @@ def __getattr__(name: str) -> Any:
     # Importing torch and transformers takes seconds; `mmattn --help` should not.
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
-    if name in ("adapters", "attention", "decoding", "eval", "grounding", "prompting", "scenes"):
+    if name in (
+        "adapters",
+        "attention",
+        "decoding",
+        "eval",
+        "grounding",
+        "prompting",
+        "referring",
+        "scenes",
+        "signals",
+    ):
         return import_module(f"mmattn.{name}")
     raise AttributeError(f"module 'mmattn' has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from mmattn.errors import MmattnError, unknown
 
 if TYPE_CHECKING:
     from mmattn.eval.referring import Targets
+    from mmattn.eval.variants import Variant
     from mmattn.grounding import Locator
 
 heads_app = typer.Typer(no_args_is_help=True, help="Find the heads that point at things.")
@@ -124,6 +126,11 @@ def evaluate(
         str, typer.Option(help='Comma-separated; "heads" alone has its heads chosen on the tune split first.')
     ] = "tag,tag(tokens='last'),mean(tokens='last'),heads,contrast,rollout(tokens='last')",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures.")] = None,
+    screens: Annotated[bool, typer.Option("--screens", help="Generated screens in place of the scenes.")] = False,
+    robust: Annotated[
+        str | None,
+        typer.Option(help='Damage the pictures, too: "all", or kinds with grades 1 to 5, as in "noise,blur-3".'),
+    ] = None,
     calibration: Annotated[int, typer.Option(min=1, help="Pictures of the tune split to choose heads on.")] = 100,
     annotations: Annotations = None,
     images: Images = None,
@@ -137,28 +144,33 @@ def evaluate(
 ) -> None:
     """Grounding methods side by side, with chance and the model's own words ("at the top left")."""
     from mmattn.eval.grounding import calibrate, evaluate_grounding
+    from mmattn.eval.robustness import evaluate_robustness, markdown
     from mmattn.grounding import Heads
 
     methods = _methods(method)
-    targets, folder = _targets(annotations, images, kind, "val", limit)
+    if screens and annotations is not None:
+        raise MmattnError("--screens and --annotations name two sets", "Give one of them.")
+    variants = _variants(robust) if robust is not None else []
+    targets, folder = _screens(limit) if screens else _targets(annotations, images, kind, "val", limit)
     vlm = options.load_model(model, device, dtype)
     chosen_on: dict[str, Any] = {}
     for label, one in methods.items():
         if isinstance(one, Heads) and not one.chosen and annotations is None:
             tuning, pictures = _targets(None, None, kind, "tune", calibration)
             methods[label], chosen_on[label] = calibrate(vlm, tuning, pictures, one, batch_size)
-    results = evaluate_grounding(
-        vlm,
-        targets,
-        folder,
-        methods,
-        out or Path("runs") / f"ground-{Path(model).name}",
-        calibration=chosen_on,
-        batch_size=batch_size,
-        progress=not as_json and sys.stderr.isatty(),
-        fresh=fresh,
-    )
-    _show(results, as_json)
+    place = out or Path("runs") / f"{'screens' if screens else 'ground'}-{Path(model).name}"
+    settings: dict[str, Any] = {
+        "calibration": chosen_on, "batch_size": batch_size, "progress": not as_json and sys.stderr.isatty(),
+        "fresh": fresh,
+    }  # fmt: skip
+    if not variants:
+        _show(evaluate_grounding(vlm, targets, folder, methods, place, **settings), as_json)
+        return
+    found = evaluate_robustness(vlm, targets, folder, methods, place, variants, **settings)
+    if as_json:
+        options.emit(found, indent=1)
+    else:
+        options.say(markdown(found) + "Click accuracy, in brackets the difference to clean pictures; percent.")
 
 
 def _show(results: dict[str, Any], as_json: bool) -> None:
@@ -190,6 +202,32 @@ def _methods(text: str) -> dict[str, Locator]:
     if not named:
         raise MmattnError("No method is given", "Name at least one, such as tag.")
     return named
+
+
+def _variants(text: str) -> list[Variant]:
+    """All kinds, or those that are named, with a grade or in all grades."""
+    from mmattn.eval.variants import GRADES, KINDS, Variant
+
+    named = list(KINDS) if text.strip() == "all" else [one.strip() for one in text.split(",") if one.strip()]
+    found: list[Variant] = []
+    for one in named:
+        kind, _, grade = one.partition("-")
+        grades = [int(grade)] if grade.isdigit() else [] if grade else range(1, GRADES + 1)
+        if not grades:
+            raise MmattnError(f"{one!r} is no kind of damage with its grade", 'Write for example "noise-3".')
+        found += [Variant(kind, number) for number in grades]
+    if not found:
+        raise MmattnError("No kind of damage is named", f"Known: {', '.join(KINDS)}.")
+    return list(dict.fromkeys(found))
+
+
+def _screens(limit: int | None) -> tuple[Targets, Path]:
+    """Generated screens with what to find on them, and the folder of the pictures."""
+    from mmattn import scenes
+    from mmattn.eval.referring import load_targets
+
+    made = scenes.screens()
+    return replace(load_targets("screenspot", made.targets), name="screens").first(limit), made.images
 
 
 def _targets(

@@ -126,6 +126,25 @@ def prefill(
     for owner, before in zip(prefixes.owners, padding.tolist(), strict=True):
         count = max(width - tail - before, 0)
         spans.append((owner, longest - prefixes.lengths[owner], count))
+    return resume(adapter, batch, own, spans, tail, cache, session, decode)
+
+
+def resume(
+    adapter: Adapter,
+    batch: Embedded,
+    own: SharedCache,
+    spans: Sequence[tuple[int, int, int]],
+    tail: int,
+    cache: SharedCache,
+    session: Session,
+    decode: Decode,
+) -> torch.Tensor:
+    """Fill `cache` with `batch` by one call on the last `tail` tokens of its rows: hidden states (B, D) of the last.
+
+    Args:
+        own: holds what stands before them. spans: of which row of it, from where, how many tokens; see `adopt`.
+    """
+    width, device = batch.mask.shape[1], batch.embeds.device
     cache.adopt(own, spans, width - tail)
     every = torch.arange(len(batch.mask), device=device)
     end = adapter.span(batch, every, torch.full_like(every, width - tail), torch.full_like(every, tail))

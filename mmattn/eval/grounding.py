@@ -24,6 +24,7 @@ from mmattn.eval.referring import Box, Target, Targets
 from mmattn.eval.results import summarise
 from mmattn.eval.store import RunFolder
 from mmattn.eval.types import Record, Totals
+from mmattn.eval.variants import Variant
 from mmattn.grounding.locator import Locator
 from mmattn.grounding.maps import Heads
 from mmattn.grounding.ranking import Shown, rank_heads
@@ -47,6 +48,7 @@ def evaluate_grounding(
     out: Path,
     *,
     calibration: Mapping[str, Any] | None = None,
+    variant: Variant | None = None,
     batch_size: int = 16,
     progress: bool = True,
     fresh: bool = False,
@@ -61,6 +63,7 @@ def evaluate_grounding(
             place that the model's own answer to "Where is ...?" names, and a point drawn evenly.
         out: the run folder; what it holds already is kept if the settings are the same.
         calibration: how the heads were chosen, for the record.
+        variant: how the pictures are damaged before they are shown.
         batch_size: queries at once.
         progress: show a bar on stderr.
         fresh: forget what the folder holds.
@@ -74,7 +77,7 @@ def evaluate_grounding(
     for label in (WORDS, CHANCE):
         if label in methods:
             raise MmattnError(f"The method name {label} is taken", "Choose another label.")
-    run = _Run(model, targets, images, methods, batch_size)
+    run = _Run(model, targets, images, methods, batch_size, variant)
     settings = run.settings(calibration)
     with RunFolder(out, settings, provenance.commit(), fresh=fresh) as folder:
         done = {record.key for record in folder.records}
@@ -169,6 +172,7 @@ class _Run:
     images: Path
     methods: Mapping[str, Locator]
     batch_size: int
+    variant: Variant | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -191,6 +195,7 @@ class _Run:
                 CHANCE: {},
             },
             "calibration": dict(calibration) if calibration else None,
+            **({"variant": {"name": self.variant.name, "amount": self.variant.amount}} if self.variant else {}),
             "benchmarks": {
                 self.targets.name: {
                     "benchmark": "grounding",
@@ -218,6 +223,8 @@ class _Run:
             except MmattnError as error:
                 yield [self._failed(label, one, str(error)) for label, left in waiting.items() for one in left]
                 continue
+            if self.variant:
+                picture = self.variant.picture(picture, image)
             for label, left in waiting.items():
                 if left:
                     yield self._asked(label, left, picture, scale)
@@ -225,6 +232,8 @@ class _Run:
     def _asked(self, label: str, some: Sequence[Target], picture: Image.Image, scale: float) -> list[Record]:
         queries = [one.query for one in some]
         truths = [_scaled(one.box, scale) for one in some]
+        if self.variant:
+            truths = [self.variant.box(truth, picture.size) for truth in truths]
         start = time.perf_counter()
         records = []
         if label == CHANCE:

@@ -5,17 +5,15 @@ B batch, T queries, S keys, P tokens of the shared beginning, L layers, H heads.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
-from transformers.cache_utils import DynamicCache
 
-from mmattn.adapters import Adapter, Embedded, Prepared, Sample
-from mmattn.adapters.base import left_pad
-from mmattn.attention import Columns, Edit, RowCapture, Site
+from mmattn.adapters import Adapter, Embedded, Prepared, Sample, SharedCache
+from mmattn.attention import Columns, Edit, RowCapture, Session, Site
+from mmattn.decoding.prefix import resume
 from mmattn.errors import MmattnError
 from mmattn.grounding.attention import Attention
 
@@ -56,14 +54,14 @@ class Reader:
         """One `Attention` per job, in order, of `layers` (all by default)."""
         wanted = tuple(range(len(self.adapter.attention_layers))) if layers is None else layers
         shared = _shared_length(self.adapter, jobs)
-        beginning = self._prefill(jobs[0].prepared, shared) if shared else None
+        beginning: SharedCache | None = None
         for start in range(0, len(jobs), self.batch_size):
             chunk = jobs[start : start + self.batch_size]
             with torch.inference_mode():
-                if beginning is None:
-                    weights = self._whole(chunk, wanted)
-                else:
-                    weights = self._continued(chunk, wanted, beginning, shared)
+                batch = self._embed(chunk)
+                if shared and beginning is None:
+                    beginning = self._begin(batch, chunk[0], shared)
+                weights = self._read(chunk, batch, wanted, beginning)
             for job, one in zip(chunk, weights, strict=True):
                 yield self.attention(job, one, wanted)
 
@@ -113,68 +111,48 @@ class Reader:
             )
         return batch
 
-    def _whole(self, jobs: Sequence[Job], layers: tuple[int, ...]) -> list[torch.Tensor]:
-        """(layers, H, rows, image tokens) of each job, from one call on whole sequences."""
-        batch = self._embed(jobs)
-        pads = (batch.mask == 0).sum(-1).tolist()
-        rows = [
-            [row + pad for row in self.adapter.rows(job.positions, job.prepared)]
-            for job, pad in zip(jobs, pads, strict=True)
-        ]
-        columns = torch.stack([one.nonzero()[:, 0] for one in batch.columns.image.cpu()])
-        return self._read(batch, rows, columns, layers)
+    def _begin(self, batch: Embedded, job: Job, length: int) -> SharedCache | None:
+        """Keys and values of the first `length` tokens of `job`, the first row of `batch`.
 
-    def _prefill(self, prepared: Prepared, length: int) -> DynamicCache:
-        """Keys and values of the first `length` tokens."""
-        said = prepared.layout.instruction
-        said = range(min(said.start, length), min(said.stop, length))
-        layout = replace(prepared.layout, length=length, prompt_length=length, instruction=said)
-        start = replace(prepared, ids=prepared.ids[:length], layout=layout)
-        cache = DynamicCache(config=self.adapter.decoder.config)
-        with torch.inference_mode():
-            self.adapter.decode(self._embed([Job(start, ())]), cache)
+        None where the model's layers do not share one cache.
+        """
+        cache = self.adapter.new_cache()
+        if not isinstance(cache, SharedCache):
+            return None
+        first, lengths = (torch.tensor([one], device=batch.embeds.device) for one in (0, length))
+        padding = lengths.new_tensor([batch.mask.shape[1] - len(job.prepared.ids)])
+        self.adapter.decode(self.adapter.span(batch, first, padding, lengths), cache)
         return cache
 
-    def _continued(
-        self, jobs: Sequence[Job], layers: tuple[int, ...], beginning: DynamicCache, shared: int
-    ) -> list[torch.Tensor]:
-        """As `_whole`, from one call on what follows the shared beginning."""
-        adapter = self.adapter
-        ids, mask = left_pad([job.prepared.ids[shared:] for job in jobs], adapter.pad_token_id)
-        width = mask.shape[1]
-        full = torch.cat([mask.new_ones(len(jobs), shared), mask], dim=1).to(adapter.device)
-        places = [
-            adapter.positions([job.prepared], torch.ones_like(job.prepared.ids)[None])[..., shared:] for job in jobs
-        ]
-        positions = torch.cat([torch.nn.functional.pad(one, (width - one.shape[-1], 0)) for one in places], dim=-2)
-        image = torch.zeros_like(full, dtype=torch.bool)
-        tokens = jobs[0].prepared.layout.image_tokens
-        image[:, tokens] = True
-        embeds = adapter.model.get_input_embeddings()(ids.to(adapter.device))
-        batch = Embedded(embeds, full, positions.to(adapter.device), Columns.of_sequence(image, width))
-        rows = [
-            [position - shared + int(pad) for position in job.positions]
-            for job, pad in zip(jobs, (mask == 0).sum(-1), strict=True)
-        ]
-        cache = copy.deepcopy(beginning)
-        cache.batch_repeat_interleave(len(jobs))
-        return self._read(batch, rows, torch.tensor([tokens] * len(jobs)), layers, cache)
-
     def _read(
-        self,
-        batch: Embedded,
-        rows: Sequence[Sequence[int]],
-        columns: torch.Tensor,
-        layers: tuple[int, ...],
-        cache: DynamicCache | None = None,
+        self, jobs: Sequence[Job], batch: Embedded, layers: tuple[int, ...], beginning: SharedCache | None
     ) -> list[torch.Tensor]:
+        """(layers, H, rows, image tokens) of each job."""
+        # Counted from the end, rows are the same whether or not the call does the beginning, too.
+        pads = (batch.mask == 0).sum(-1) - batch.mask.shape[1]
+        rows = [
+            [row + pad for row in self.adapter.rows(job.positions, job.prepared)]
+            for job, pad in zip(jobs, pads.tolist(), strict=True)
+        ]
         widest = max(map(len, rows))
         padded = torch.tensor([[*row, *[row[-1]] * (widest - len(row))] for row in rows])
+        columns = torch.stack([one.nonzero()[:, 0] for one in batch.columns.image.cpu()])
         capture = RowCapture(padded, columns, layers)
-        with self.adapter.session(capture):
-            self.adapter.decode(batch, cache)
+        with self.adapter.session(capture) as session:
+            self._call(jobs, batch, session, beginning)
         weights = capture.stacked().cpu()
         return [weights[:, index, :, : len(row)] for index, row in enumerate(rows)]
+
+    def _call(
+        self, jobs: Sequence[Job], batch: Embedded, session: Session, beginning: SharedCache | None
+    ) -> torch.Tensor:
+        """One decoder call, on what follows the `beginning`: hidden states, those of the last tokens last."""
+        if beginning is None:
+            return self.adapter.decode(batch)
+        tail = batch.mask.shape[1] - beginning.get_seq_length()
+        spans = [(0, 0, max(len(job.prepared.ids) - tail, 0)) for job in jobs]
+        cache = SharedCache(len(self.adapter.attention_layers))
+        return resume(self.adapter, batch, beginning, spans, tail, cache, session, self.adapter.decode)
 
     def _embed(self, jobs: Sequence[Job]) -> Embedded:
         """One left-padded batch; pictures that were encoded before are not encoded again."""

@@ -45,9 +45,9 @@ def find(cells: NDArray[np.float32], view: View, size: tuple[int, int], threshol
     Regions are 8-connected. A box's score is the strongest cell inside the box, its own region's or not. Boxes are
     sorted by score, then area, then reading order; they are cut at the picture's edge. `size` is (W, H).
     """
-    labels, _ = ndimage.label(cells >= threshold, structure=_EIGHT)
+    labels, count = ndimage.label(cells >= threshold, structure=_EIGHT)
     ranked = []
-    for rows, columns in ndimage.find_objects(labels):
+    for rows, columns in ndimage.find_objects(labels, count):
         box = _pixels(view, columns.start, rows.start, columns.stop, rows.stop, size)
         area = (box[2] - box[0]) * (box[3] - box[1])
         ranked.append((float(cells[rows, columns].max()), area, box))

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmattn.scenes.build import SceneSet, dataset
+    from mmattn.scenes.gui import ScreenSet, screens
 
-__all__ = ["SceneSet", "dataset", "model_path"]
+__all__ = ["SceneSet", "ScreenSet", "dataset", "model_path", "screens"]
 
 _MODELS = Path(__file__).parent / "models"
 
@@ -30,4 +31,8 @@ def __getattr__(name: str) -> Any:
         from mmattn.scenes import build
 
         return getattr(build, name)
+    if name in ("ScreenSet", "screens"):
+        from mmattn.scenes import gui
+
+        return getattr(gui, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

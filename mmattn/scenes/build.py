@@ -96,7 +96,8 @@ def _write(folder: Path, split: str, seed: int, count: int) -> None:
     )
 
 
-def _home() -> Path:
+def home() -> Path:
+    """Where generated sets are kept."""
     return Path(os.environ.get("MMATTN_HOME") or Path.home() / ".cache" / "mmattn")
 
 
@@ -115,21 +116,22 @@ def dataset(split: str = "val", root: str | Path | None = None, seed: int | None
     if count < 1:
         raise ValueError(f"count is {count}; ask for at least 1 picture")
     seed = SEEDS[split] if seed is None else seed
-    home = Path(root) if root is not None else _home()
-    target = home / f"scenes-{WORLD}-{split}-{seed}-{count}"
+    place = Path(root) if root is not None else home()
+    target = place / f"scenes-{WORLD}-{split}-{seed}-{count}"
     if not target.is_dir():
-        home.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".scenes-", dir=home))
+        place.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".scenes-", dir=place))
         try:
             _write(draft, split, seed, count)
             draft.chmod(0o755)
-            _publish(draft, target)
+            publish(draft, target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return SceneSet(target, target / "images", target / "instances.json", target / "captions.json")
 
 
-def _publish(draft: Path, target: Path) -> None:
+def publish(draft: Path, target: Path) -> None:
+    """Move a finished folder to its place; whoever is first wins."""
     try:
         draft.rename(target)
     except OSError:

@@ -13,7 +13,7 @@ import torch
 import mmattn
 from mmattn.errors import MmattnError
 from mmattn.eval.detection import Mentions, auroc, choose, risks, score, train
-from mmattn.signals import Detector
+from mmattn.signals import Detector, Guidance
 
 
 def _data(seed: int = 0, count: int = 60) -> tuple[Any, Any]:
@@ -131,3 +131,19 @@ def test_a_detector_in_the_models_folder_is_found(tmp_path: Path) -> None:
     assert found.lookback is not None
     expected = torch.sigmoid(found.lookback.mean(-1).sum() * 0.5 - 1.0)
     assert word.risk == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["scenes-llava", "scenes-qwen", "scenes-instructblip"])
+def test_the_bundled_models_have_detectors_that_fit(name: str) -> None:
+    vlm = mmattn.load(name, device="cpu")
+    config = vlm.model.config.get_text_config()
+    for detector, chunk in ((vlm.detector, 0), (vlm.chunk_detector, 8)):
+        assert detector is not None
+        assert detector.shape == (config.num_hidden_layers, config.num_attention_heads)
+        assert detector.chunk == chunk
+        assert detector.told["set"] == "captions of the scenes tune split"
+    picture = np.full((168, 168, 3), 128, dtype=np.uint8)
+    words = vlm.signals(picture, "Describe the image.", "A dog.").words(vlm.detector)
+    assert all(word.risk is not None and 0 < word.risk < 1 for word in words)
+    how = Guidance(candidates=2, chunk=2)
+    assert len(vlm.guide(picture, "Describe the image.", guidance=how, max_new_tokens=4)[0].token_ids) <= 4
