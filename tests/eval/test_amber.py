@@ -82,6 +82,8 @@ def test_another_rule_reads_whole_sentences_and_writes_the_words(tmp_path: Path)
 def test_no_is_positive(tmp_path: Path) -> None:
     got = values_of(amber(tmp_path), {"3": "No", "4": "No", "5": "Yes"})
     assert got == pytest.approx({"accuracy": 1 / 3, "precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2})
+    got = values_of(amber(tmp_path), {"3": "No", "4": "No", "5": "No"})
+    assert got == pytest.approx({"accuracy": 2 / 3, "precision": 2 / 3, "recall": 1.0, "f1": 4 / 5})
 
 
 @pytest.mark.parametrize(
