@@ -111,12 +111,30 @@ def test_unusable_entries_and_missing_pictures_end_with_status_3(tmp_path: Path)
         (["textvqa", "t.json", "--images", "nowhere"], "nowhere does not exist"),
         (["mme", "m", "--scorer", "official"], "mme has one rule of its own"),
         (["mme", "nowhere"], "Folder nowhere does not exist"),
+        (["amber", "nowhere", "--images", ".", "--scorer", "logits"], "AMBER also asks for descriptions"),
+        (["hallusion", "nowhere", "--images", ".", "--scorer", "ofical"], "Did you mean official"),
     ],
 )
 def test_mistakes_in_the_call(words: list[str], message: str) -> None:
     result = invoke(*words)
     assert result.exit_code != 0
     assert message in str(result.exception)
+
+
+def test_a_damaged_picture_is_told_with_its_entry(tmp_path: Path) -> None:
+    words = data_of("hallusion", tmp_path)
+    (tmp_path / "images/VD/illusion/0_0.png").write_bytes(b"\x89PNG\r\n\x1a\nhalf")
+    good = hallusion_entry(1, 0, "1")
+    picture(tmp_path / "images/VD/illusion/0_1.png")
+    write(tmp_path / "h.json", [hallusion_entry(0, 0, "1"), good])
+    out = tmp_path / "run"
+    result = invoke("hallusion", *words, "--scorer", "official", "--out", out)
+    assert result.exit_code == 3
+    results = json.loads((out / "results.json").read_text())
+    (reason,) = results["samples"]["hallusionbench"]["greedy"]["reasons"].values()
+    assert reason.startswith("h.json entry 1: ")
+    assert "0_0.png" in reason
+    assert results["benchmarks"]["hallusionbench"]["scorer"]["name"] == "official"
 
 
 def test_mmhal_fills_the_template_in(tmp_path: Path) -> None:
