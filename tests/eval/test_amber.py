@@ -8,6 +8,7 @@ import pytest
 
 from mmattn.errors import MmattnError
 from mmattn.eval.amber import Amber, exactly, load_amber, load_association
+from mmattn.eval.compare import by_category
 from mmattn.eval.scorers import scorer
 from tests.eval.outcomes import records_of, values_of
 
@@ -63,9 +64,13 @@ def test_by_hand(tmp_path: Path) -> None:
             "AMBER score": (100 - 20 + 100 * f1) / 2,
         }
     )
-    extras = amber(tmp_path).extras(records_of(amber(tmp_path), ANSWERS))
-    assert extras["kinds"]["existence"]["accuracy"] == 1.0
-    assert extras["kinds"]["attribute-state"]["accuracy"] == 0.5
+    records = records_of(amber(tmp_path), ANSWERS)
+    extras = amber(tmp_path).extras(records)
+    kinds = by_category(amber(tmp_path), records)
+    assert set(kinds) == {"generative", "existence", "attribute-state"}
+    assert kinds["existence"]["m"]["accuracy"] == 1.0
+    assert kinds["attribute-state"]["m"]["accuracy"] == 0.5
+    assert kinds["generative"]["m"]["Hal"] == 0.5
     assert extras["notes"][0].startswith("1 answers are not exactly")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from mmattn.cli import eval as command
 from mmattn.cli import published
+from mmattn.eval.further import notes
 from mmattn.eval.mmhal import MmHal, load_mmhal
 from mmattn.eval.published import OPENERS
 from tests.eval.fakes import FakeModel, write
@@ -92,6 +94,8 @@ def test_a_run_of_each_kind(kind: str, tmp_path: Path) -> None:
     assert (out / f"questions-{name}.jsonl").stat().st_size
     again = invoke(*words)
     assert again.stdout == result.stdout
+    page = (out / "report.html").read_text()
+    assert all(line in html.unescape(page) for line in notes(results))
 
 
 def test_unusable_entries_and_missing_pictures_end_with_status_3(tmp_path: Path) -> None:
@@ -102,6 +106,7 @@ def test_unusable_entries_and_missing_pictures_end_with_status_3(tmp_path: Path)
     assert result.exit_code == 3
     assert "t.json: 1 unusable, not asked: entry 2: repeats question_id 1 of entry 1" in result.stderr
     assert "t.json entry 3: Image file" in result.stderr
+    assert "entry 2: repeats question_id 1" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
