@@ -11,6 +11,7 @@ import pytest
 
 from mmattn.errors import MmattnError
 from mmattn.eval import YES_NO, ByScores, Pope, Question
+from mmattn.eval.further import notes
 from mmattn.eval.types import Record
 from tests.eval.fakes import World
 from tests.eval.runs import run
@@ -65,6 +66,11 @@ def test_agreement_is_told_too(pope: Pope) -> None:
     assert pope.extras(one)["notes"] == ["all 5 scorers agree on all 1 answers"]
     assert pope.extras(one)["scorers"]["disagree"] == 0
     assert pope.extras([])["notes"] == []
+
+
+def test_what_is_said_of_all_methods_is_said_once() -> None:
+    said = {"greedy": {"notes": ["tasks are missing", "all agree"]}, "vcd": {"notes": ["tasks are missing"]}}
+    assert notes({"extras": {"mme": said}}) == ["mme: tasks are missing", "mme, greedy: all agree"]
 
 
 def test_a_run_tells_it_and_writes_answers_for_other_scorers(world: World, tmp_path: Path) -> None:
