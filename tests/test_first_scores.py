@@ -38,7 +38,7 @@ def test_every_method_scores_what_it_chooses_from(vlm: mmattn.VLM, pictures: lis
         assert answer.scores is not None
         assert max(answer.scores, key=answer.scores.__getitem__) == answer.token_ids[0]
         alone = vlm.generate([[picture]], [prompt], **given)[0]
-        assert alone.scores == pytest.approx(answer.scores, abs=2e-4), "a batch is its samples"
+        assert alone.scores == pytest.approx(answer.scores, rel=1e-4, abs=1e-3), "a batch is its samples"
 
 
 def test_a_word_stands_for_its_first_token(pictures: list[Any]) -> None:

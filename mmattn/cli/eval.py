@@ -85,7 +85,7 @@ def pope(
         data = Data.find(annotations, None, images, captions_needed=False)
         return _pope(data, _names(split), scorer, max_new_tokens, seed, limit)
 
-    run("pope", job, benchmarks, _by_scores if scorer == "logits" else None)
+    run("pope", job, benchmarks, by_scores if scorer == "logits" else None)
 
 
 @app.command(epilog=STATUS)
@@ -278,7 +278,8 @@ def _chair(
     )
 
 
-def _by_scores(model: Any) -> Any:
+def by_scores(model: Any) -> Any:
+    """The model, answering yes or no by the scores of its first token."""
     from mmattn.eval import YES_NO, ByScores
 
     return ByScores(model, YES_NO)

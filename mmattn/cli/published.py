@@ -62,10 +62,12 @@ def _command(name: str) -> Callable[..., None]:
 
             if scorer is not None and name not in RULED:
                 raise MmattnError(f"{name} has one rule of its own", "Drop --scorer.")
+            if scorer == "logits" and name == "amber":
+                raise MmattnError("AMBER also asks for descriptions, which are no choice", "Use another --scorer.")
             source = Source(data, _folder(name, data, images), scorer)
             return [OPENERS[name](source, max_new_tokens=max_new_tokens, limit=limit)]
 
-        evaluation.run(name, job, benchmarks)
+        evaluation.run(name, job, benchmarks, evaluation.by_scores if scorer == "logits" else None)
 
     return command
 

@@ -61,12 +61,11 @@ class Amber(ListBenchmark):
 
     def score(self, item: Item, answer: str) -> Score:
         """A description is clean or hallucinated; a question is answered yes, no or unparsably."""
-        if item.meta["type"] == GENERATIVE:
+        if item.meta["category"] == GENERATIVE:
             return self._description(item.meta, answer)
         label = item.meta["truth"]
         verdict = self._rule.parse(answer, label)
-        counts = {cell(label, verdict): 1.0, f"{_kind(item.meta)} {cell(label, verdict)}": 1.0}
-        return Score(verdict, counts, {**item.meta, "label": label, "correct": verdict == label})
+        return Score(verdict, {cell(label, verdict): 1.0}, {**item.meta, "label": label, "correct": verdict == label})
 
     def _description(self, meta: Mapping[str, Any], answer: str) -> Score:
         named = self._words.named(answer)
@@ -102,19 +101,10 @@ class Amber(ListBenchmark):
         return found
 
     def extras(self, records: Sequence[Record]) -> dict[str, Any]:
-        """Accuracy and F1 by kind of question."""
-        kinds: dict[str, dict[str, NDArray[np.float64]]] = {}
-        unparsable = 0
-        for record in records:
-            unparsable += record.verdict == "unparsable"
-            for name, count in record.counts.items():
-                kind, _, what = name.rpartition(" ")
-                if kind:
-                    cells = kinds.setdefault(kind, {})
-                    cells[what] = cells.get(what, np.zeros(())) + count
-        table = {kind: _plain(rates(cells, positive="no")) for kind, cells in kinds.items()}
+        """What no rule could read."""
+        unparsable = sum(record.verdict == "unparsable" for record in records)
         note = f'{unparsable} answers are not exactly "Yes" or "No" and count as wrong; --scorer reads them otherwise'
-        return {"kinds": table, "notes": [note] if unparsable and self._rule is EXACTLY else []}
+        return {"notes": [note] if unparsable and self._rule is EXACTLY else []}
 
     def answers(self, records: Sequence[Record]) -> dict[str, str]:
         """A list of {id, response}; yes/no answers in the words that AMBER's script insists on, if a rule read them."""
@@ -124,15 +114,6 @@ class Amber(ListBenchmark):
                 [{"id": int(one.id), "response": words.get(one.verdict, one.answer)} for one in records]
             )
         }
-
-
-def _kind(meta: Mapping[str, Any]) -> str:
-    kind = str(meta["type"]).removeprefix("discriminative-")
-    return "existence" if kind == "hallucination" else kind
-
-
-def _plain(values: Mapping[str, NDArray[np.float64]]) -> dict[str, float | None]:
-    return {name: float(values[name]) if np.isfinite(values[name]) else None for name in ("accuracy", "f1")}
 
 
 def load_amber(folder: Path, queries: Path | None = None) -> Listed[Entry]:
@@ -174,11 +155,12 @@ def load_association(folder: Path) -> Association:
 
 
 def _note(fields: Fields) -> tuple[int, dict[str, Any]]:
-    kind = fields.text("type")
+    kind = fields.text("type").removeprefix("discriminative-")
+    kind = "existence" if kind == "hallucination" else kind
     if kind != GENERATIVE:
-        return fields.whole("id"), {"type": kind, "truth": fields.one_of("truth", ("yes", "no"))}
+        return fields.whole("id"), {"category": kind, "truth": fields.one_of("truth", ("yes", "no"))}
     lists = {name: fields.values.get(name) for name in ("truth", "hallu")}
     for name, words in lists.items():
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise UnusableError(f"no usable list '{name}'")
-    return fields.whole("id"), {"type": kind, **lists}
+    return fields.whole("id"), {"category": kind, **lists}

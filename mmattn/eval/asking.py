@@ -44,6 +44,7 @@ class Said:
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str
+    scores: Mapping[str, float | None] = field(default_factory=dict)
     seconds: float = 0.0
     peak_mib: float = 0.0
 
@@ -139,7 +140,12 @@ class Asking:
             )
         seconds = round((time.perf_counter() - start) / len(new), 6)
         said = {
-            key: Said(answer.text, tuple(map(int, answer.token_ids)), answer.finish_reason)
+            key: Said(
+                answer.text,
+                tuple(map(int, answer.token_ids)),
+                answer.finish_reason,
+                getattr(answer, "scores", None) or {},  # of choices alone
+            )
             for key, answer in zip(new, answers, strict=True)
         }
         self.known.update(said)
@@ -153,7 +159,7 @@ def known_from(tasks: Iterable[Task], records: Mapping[Key, Record]) -> dict[Ask
     for task in tasks:
         record = records.get(task.key)
         if record is not None and record.status == "done":
-            found[task.asked] = Said(record.answer, record.token_ids, record.finish_reason)
+            found[task.asked] = Said(record.answer, record.token_ids, record.finish_reason, record.scores)
     return found
 
 
@@ -176,4 +182,5 @@ def _record(task: Task, said: Said | None, reason: str) -> Record:
         details=score.details,
         seconds=said.seconds,
         peak_mib=said.peak_mib,
+        scores=said.scores,
     )

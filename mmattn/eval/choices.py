@@ -15,11 +15,15 @@ YES_NO = {"Yes": ("Yes", "yes"), "No": ("No", "no")}
 
 @dataclass(frozen=True)
 class Chosen:
-    """The answer that leads; empty where a method rules out the beginnings of all."""
+    """The answer that leads; empty where a method rules out the beginnings of all.
+
+    `scores` are log sums of exp(score) by answer, to four digits; None for an answer that is ruled out.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str
+    scores: Mapping[str, float | None]
 
 
 class ByScores:
@@ -56,12 +60,14 @@ class ByScores:
         """As the model's own, one token long."""
         ids = [token for tokens in self._tokens.values() for token in tokens]
         answers = self._model.generate(images, prompts, **{**given, "max_new_tokens": 1, "scores": ids})
-        return [Chosen(self.leading(one.scores), tuple(one.token_ids), one.finish_reason) for one in answers]
+        return [self._chosen(one) for one in answers]
 
-    def leading(self, scores: Mapping[int, float]) -> str:
-        """The choice with the largest sum of exp(score), the first of equals; "" where all are ruled out."""
+    def _chosen(self, said: Any) -> Chosen:
+        """The choice with the largest sum of exp(score), the first of equals."""
         sums = {
-            answer: np.logaddexp.reduce([scores[token] for token in tokens]) for answer, tokens in self._tokens.items()
+            answer: float(np.logaddexp.reduce([said.scores[token] for token in tokens]))
+            for answer, tokens in self._tokens.items()
         }
         best = max(sums, key=sums.__getitem__)
-        return best if np.isfinite(sums[best]) else ""
+        shown = {answer: round(value, 4) if np.isfinite(value) else None for answer, value in sums.items()}
+        return Chosen(best if np.isfinite(sums[best]) else "", tuple(said.token_ids), said.finish_reason, shown)

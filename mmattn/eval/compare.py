@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mmattn.eval import stats
+from mmattn.eval import further, stats
 from mmattn.eval.types import Benchmark, Record
 
 
@@ -53,7 +53,10 @@ def by_category(benchmark: Benchmark, records: Iterable[Record]) -> dict[str, di
             groups.setdefault(names[record.id], {}).setdefault(record.method, []).append(record)
     return {
         name: {
-            label: {"questions": len(part), **stats.values(stats.Counts.of(part), benchmark.metrics)}
+            label: {
+                "questions": len(part),
+                **stats.values(stats.Counts.of(further.join(benchmark, part)), benchmark.metrics),
+            }
             for label, part in groups[name].items()
         }
         for name in sorted(groups)

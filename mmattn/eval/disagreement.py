@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from mmattn.eval.scorers import Scorer, rules
 from mmattn.eval.types import Record
@@ -61,6 +64,24 @@ def told(values: dict[str, Any]) -> list[str]:
         f"scorers disagree on {values['disagree']} of {values['answers']} answers; accuracy by scorer: "
         + ", ".join(accuracies)
     ]
+
+
+def ranking(records: Sequence[Record]) -> float | None:
+    """How often a question labelled yes has more of a lead of "Yes" over "No" than one labelled no; ties are half.
+
+    The area under the ROC curve: no threshold between yes and no enters it. None where one label is missing.
+    """
+    leads: dict[str, list[float]] = {"yes": [], "no": []}
+    for record in records:
+        yes, no = record.scores.get("Yes"), record.scores.get("No")
+        if yes is not None or no is not None:
+            lead = math.inf if no is None else -math.inf if yes is None else yes - no
+            leads[record.details["label"]].append(lead)
+    ours, theirs = np.array(leads["yes"]), np.sort(leads["no"])
+    if not len(ours) or not len(theirs):
+        return None
+    below = (np.searchsorted(theirs, ours, "left") + np.searchsorted(theirs, ours, "right")) / 2
+    return float(below.mean() / len(theirs))
 
 
 def _plain(value: Any) -> float | None:

@@ -58,13 +58,14 @@ def write_answers(benchmarks: Sequence[Benchmark], records: Sequence[Record], la
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """The lines for the user, each with its benchmark and method."""
-    return [
-        f"{name}, {label}: {line}"
-        for name, by_method in results.get("extras", {}).items()
-        for label, values in by_method.items()
-        for line in values.get("notes", ())
-    ]
+    """The lines for the user, each with its benchmark, and its method where it is not of all methods."""
+    found: list[str] = []
+    for name, by_method in results.get("extras", {}).items():
+        said = {label: values.get("notes", []) for label, values in by_method.items()}
+        common = [line for line in next(iter(said.values()), []) if all(line in lines for lines in said.values())]
+        found += [f"{name}: {line}" for line in common]
+        found += [f"{name}, {label}: {line}" for label, lines in said.items() for line in lines if line not in common]
+    return found
 
 
 def rejects(results: Mapping[str, Any]) -> list[str]:

@@ -131,13 +131,11 @@ class Original(Vocabulary):
         super().__init__(table)
         rules = table["original"]
         pairs, unmatched = set(rules["pairs"]), set(rules["unmatched"])
-        names = {" ".join(words): category for words, category in self._names.items()}
-        kept = {name: category for name, category in names.items() if " " not in name or name in pairs}
         # an unmatched pair is still taken for one word, that names nothing
         self._names = {
-            tuple(name.split()): None if name in unmatched else category
-            for name, category in kept.items()
-            if " " in name or name not in unmatched
+            words: None if " ".join(words) in unmatched else category
+            for words, category in self._names.items()
+            if len(words) == 1 or " ".join(words) in pairs
         }
         self._before = {word: frozenset(followers) for word, followers in rules["qualifiers"].items()}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.errors import MmattnError
-from mmattn.eval import report
+from mmattn.eval import further, report
 from mmattn.eval.cases import Case
 
 TEMPLATE = Path(__file__).parent / "data" / "report.html"
@@ -31,6 +31,8 @@ def page(results: Mapping[str, Any], plot: bytes, cases: Sequence[tuple[Case, Ma
         sections=report.sections(results),
         caption=report.caption(results),
         failures=report.failures(results),
+        rejects=further.rejects(results),
+        notes=further.notes(results),
         tests=_tests(results),
         costs=_costs(results),
         categories=_categories(results),
@@ -70,7 +72,7 @@ def _categories(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         names = [name for name in ("accuracy", "recall", "false_yes_rate", *first) if name in first]
         names = list(dict.fromkeys(name for name in names if name != "questions"))[:3]
         rows = [
-            (category, label, str(one["questions"]), *(report.cell(name, {"value": one[name]}) for name in names))
+            (category, label, str(one["questions"]), *(report.cell(name, {"value": one.get(name)}) for name in names))
             for category, by_method in categories.items()
             for label, one in by_method.items()
         ]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmattn.eval.coco import Instances
-from mmattn.eval.disagreement import disagreement, told
+from mmattn.eval.disagreement import disagreement, ranking, told
 from mmattn.eval.further import Further
 from mmattn.eval.questions import Question, dumps
 from mmattn.eval.rows import Listed, placed, rejected
@@ -82,9 +82,10 @@ class Pope(Further):
         return rates(totals)
 
     def extras(self, records: Sequence[Record]) -> dict[str, Any]:
-        """How far the public scorers disagree on these answers."""
+        """How far the public scorers disagree on these answers; of answers by scores, how well these rank."""
         if self.rule.name == LOGITS:
-            return {}
+            area = ranking(records)
+            return {"auc": area, "notes": [] if area is None else [f"area under the curve of Yes over No {area:.4f}"]}
         found = disagreement(records, self.rule)
         return {"scorers": found, "notes": told(found)}
 

@@ -95,6 +95,11 @@ def load_targets(kind: str, path: Path) -> Targets:
     except (ValueError, RecursionError) as error:
         raise MmattnError(f"{path} is not valid JSON ({error})", "Download or export the file again.") from error
     targets, skipped = _READERS[kind](data, str(path))
+    seen: set[str] = set()
+    for one in targets:
+        if one.id in seen:
+            raise MmattnError(f"{path}: {one.id} stands there twice", "Mend or remove one of the entries.")
+        seen.add(one.id)
     if not targets:
         raise MmattnError(f"{path} holds nothing to find", f"Is it a {kind} file?")
     longest = 1344 if kind == "screenspot" else 0  # as TAG shows them
@@ -147,7 +152,12 @@ def _mind2web(data: Any, path: str) -> Found:
 
 
 def _refcoco(data: Any, path: str) -> Found:
-    images = {_id(one, "id", f"{path}: images"): one for one in _list(_field(data, "images", path), f"{path}: images")}
+    images: dict[int | str, Any] = {}
+    for one in _list(_field(data, "images", path), f"{path}: images"):
+        name = _id(one, "id", f"{path}: images")
+        if name in images:
+            raise MmattnError(f"{path}: image {name} stands there twice", "Mend or remove one of the entries.")
+        images[name] = one
     targets = []
     for number, entry in enumerate(_list(_field(data, "annotations", path), f"{path}: annotations")):
         where = f"{path}: annotations[{number}]"

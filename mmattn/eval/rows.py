@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,16 +50,10 @@ class Fields:
     where: str
     values: Mapping[str, Any]
 
-    def any(self, name: str) -> Any:
-        """The value as it is."""
-        if name not in self.values:
-            raise UnusableError(f"no '{name}'")
-        return self.values[name]
-
-    def text(self, name: str, empty: bool = False) -> str:
-        """A text, not a blank one unless `empty`."""
+    def text(self, name: str) -> str:
+        """A text that is not blank."""
         value = self.values.get(name)
-        if not isinstance(value, str) or not is_text(value) or not (empty or value.strip()):
+        if not isinstance(value, str) or not is_text(value) or not value.strip():
             raise UnusableError(f"no usable '{name}'")
         return value
 
@@ -216,8 +209,3 @@ def _lines(text: str) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError) as error:
             values = UnusableError(f"not valid JSON ({error})")
         yield f"line {number}", values
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

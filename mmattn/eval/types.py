@@ -46,7 +46,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Record:
-    """One line of `samples.jsonl`: a question, what the model said, and how that was scored."""
+    """One line of `samples.jsonl`: a question, what the model said, and how that was scored.
+
+    `scores` are of the possible answers, where one of them was chosen by them; None for one that was ruled out.
+    """
 
     benchmark: str
     method: str
@@ -63,6 +66,7 @@ class Record:
     details: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_mib: float = 0.0
+    scores: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -84,7 +88,8 @@ class Record:
 
     def _is_sound(self) -> bool:
         texts = (*self.key, self.image, self.prompt, self.reason, self.answer, self.finish_reason, self.verdict)
-        numbers = (self.seconds, self.peak_mib, *self.counts.values(), *self.token_ids)
+        known = [score for score in self.scores.values() if score is not None]
+        numbers = (self.seconds, self.peak_mib, *self.counts.values(), *self.token_ids, *known)
         return (
             self.status in ("done", "failed")
             and all(isinstance(text, str) for text in texts)

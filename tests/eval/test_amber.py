@@ -8,6 +8,7 @@ import pytest
 
 from mmattn.errors import MmattnError
 from mmattn.eval.amber import Amber, exactly, load_amber, load_association
+from mmattn.eval.compare import by_category
 from mmattn.eval.scorers import scorer
 from tests.eval.outcomes import records_of, values_of
 
@@ -63,9 +64,13 @@ def test_by_hand(tmp_path: Path) -> None:
             "AMBER score": (100 - 20 + 100 * f1) / 2,
         }
     )
-    extras = amber(tmp_path).extras(records_of(amber(tmp_path), ANSWERS))
-    assert extras["kinds"]["existence"]["accuracy"] == 1.0
-    assert extras["kinds"]["attribute-state"]["accuracy"] == 0.5
+    records = records_of(amber(tmp_path), ANSWERS)
+    extras = amber(tmp_path).extras(records)
+    kinds = by_category(amber(tmp_path), records)
+    assert set(kinds) == {"generative", "existence", "attribute-state"}
+    assert kinds["existence"]["m"]["accuracy"] == 1.0
+    assert kinds["attribute-state"]["m"]["accuracy"] == 0.5
+    assert kinds["generative"]["m"]["Hal"] == 0.5
     assert extras["notes"][0].startswith("1 answers are not exactly")
 
 
@@ -82,6 +87,8 @@ def test_another_rule_reads_whole_sentences_and_writes_the_words(tmp_path: Path)
 def test_no_is_positive(tmp_path: Path) -> None:
     got = values_of(amber(tmp_path), {"3": "No", "4": "No", "5": "Yes"})
     assert got == pytest.approx({"accuracy": 1 / 3, "precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2})
+    got = values_of(amber(tmp_path), {"3": "No", "4": "No", "5": "No"})
+    assert got == pytest.approx({"accuracy": 2 / 3, "precision": 2 / 3, "recall": 1.0, "f1": 4 / 5})
 
 
 @pytest.mark.parametrize(

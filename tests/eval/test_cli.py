@@ -114,7 +114,9 @@ def test_answers_by_scores(world: World, tmp_path: Path, monkeypatch: pytest.Mon
     results = json.loads(result.stdout)
     assert results["metrics"]["pope-random"]["greedy"]["yes_ratio"]["value"] == 0.0
     assert results["model"]["answers"]["tokens"] == {"Yes": [3], "No": [2]}
-    assert results["extras"] == {}
+    assert results["extras"]["pope-random"]["greedy"]["auc"] == 0.5, "all alike"
+    (line, *_) = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    assert json.loads(line)["scores"] == {"Yes": 0.0, "No": 1.0}
 
 
 def test_interruption_keeps_the_work_and_says_how_to_go_on(world: World, fake: FakeModel, tmp_path: Path) -> None:

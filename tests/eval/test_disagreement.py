@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmattn.errors import MmattnError
 from mmattn.eval import YES_NO, ByScores, Pope, Question
+from mmattn.eval.disagreement import ranking
+from mmattn.eval.further import notes
 from mmattn.eval.types import Record
 from tests.eval.fakes import World
 from tests.eval.runs import run
@@ -67,6 +71,11 @@ def test_agreement_is_told_too(pope: Pope) -> None:
     assert pope.extras([])["notes"] == []
 
 
+def test_what_is_said_of_all_methods_is_said_once() -> None:
+    said = {"greedy": {"notes": ["tasks are missing", "all agree"]}, "vcd": {"notes": ["tasks are missing"]}}
+    assert notes({"extras": {"mme": said}}) == ["mme: tasks are missing", "mme, greedy: all agree"]
+
+
 def test_a_run_tells_it_and_writes_answers_for_other_scorers(world: World, tmp_path: Path) -> None:
     out = tmp_path / "run"
     results = run(world, out)
@@ -115,6 +124,33 @@ def test_the_likelier_choice_is_the_answer() -> None:
     assert model.given == {"method": "greedy", "max_new_tokens": 1, "scores": [1, 2, 3, 4]}
     assert asked.describe()["answers"]["tokens"] == {"Yes": [1, 2], "No": [3, 4]}
     assert asked.name == "scores"
+
+
+def test_scores_are_kept() -> None:
+    never = -math.inf
+    got = ByScores(Scores({1: 0.0, 2: 0.0, 3: never, 4: never}), YES_NO).generate([None], ["?"])[0]
+    assert got.scores == {"Yes": round(math.log(2), 4), "No": None}
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([None, 0.0, 1.0, 2.5])), max_size=12))
+def test_ranking_is_the_share_of_pairs_in_order(rows: list[tuple[bool, float | None]]) -> None:
+    asked = [
+        Record(
+            "p",
+            "m",
+            str(n),
+            "i",
+            "?",
+            "done",
+            details={"label": "yes" if label else "no"},
+            scores={"Yes": yes, "No": 1.0},
+        )
+        for n, (label, yes) in enumerate(rows)
+    ]
+    pairs = [(-math.inf if yes is None else yes, -math.inf if no is None else no)
+             for one, yes in rows if one for other, no in rows if not other]  # fmt: skip
+    expected = sum(1.0 if yes > no else 0.5 if yes == no else 0.0 for yes, no in pairs) / len(pairs) if pairs else None
+    assert ranking(asked) == pytest.approx(expected)
 
 
 def test_choices_that_begin_alike_are_refused() -> None:

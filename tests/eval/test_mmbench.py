@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mmattn.eval.compare import by_category
 from mmattn.eval.mmbench import ASK, MmBench, load_mmbench, read_choice
 from tests.eval.outcomes import picture, records_of, values_of
 
@@ -55,6 +56,7 @@ def test_a_circular_run(tmp_path: Path, held: str) -> None:
     assert bench.item(2).where == "m.tsv line 4"
     assert values_of(bench, ["A", "A", "B"]) == pytest.approx({"accuracy": 2 / 3, "circular accuracy": 1 / 2})
     assert values_of(bench, ["A", "B", "B"])["circular accuracy"] == 1.0
+    assert by_category(bench, records_of(bench, ["A", "B", "B"]))["animals"]["m"]["circular accuracy"] == 1.0
     assert {record.image for record in bench.join(records_of(bench, ["A"] * 3))} == {"1", "2"}
     text = bench.answers(records_of(bench, ["A", "A", "B"]))["answers.tsv"]
     again = list(csv.DictReader(text.splitlines(keepends=True), delimiter="\t"))

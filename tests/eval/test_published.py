@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from mmattn.cli import eval as command
 from mmattn.cli import published
+from mmattn.eval.further import notes
 from mmattn.eval.mmhal import MmHal, load_mmhal
 from mmattn.eval.published import OPENERS
 from tests.eval.fakes import FakeModel, write
@@ -92,6 +94,8 @@ def test_a_run_of_each_kind(kind: str, tmp_path: Path) -> None:
     assert (out / f"questions-{name}.jsonl").stat().st_size
     again = invoke(*words)
     assert again.stdout == result.stdout
+    page = (out / "report.html").read_text()
+    assert all(line in html.unescape(page) for line in notes(results))
 
 
 def test_unusable_entries_and_missing_pictures_end_with_status_3(tmp_path: Path) -> None:
@@ -102,6 +106,7 @@ def test_unusable_entries_and_missing_pictures_end_with_status_3(tmp_path: Path)
     assert result.exit_code == 3
     assert "t.json: 1 unusable, not asked: entry 2: repeats question_id 1 of entry 1" in result.stderr
     assert "t.json entry 3: Image file" in result.stderr
+    assert "entry 2: repeats question_id 1" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -111,12 +116,30 @@ def test_unusable_entries_and_missing_pictures_end_with_status_3(tmp_path: Path)
         (["textvqa", "t.json", "--images", "nowhere"], "nowhere does not exist"),
         (["mme", "m", "--scorer", "official"], "mme has one rule of its own"),
         (["mme", "nowhere"], "Folder nowhere does not exist"),
+        (["amber", "nowhere", "--images", ".", "--scorer", "logits"], "AMBER also asks for descriptions"),
+        (["hallusion", "nowhere", "--images", ".", "--scorer", "ofical"], "Did you mean official"),
     ],
 )
 def test_mistakes_in_the_call(words: list[str], message: str) -> None:
     result = invoke(*words)
     assert result.exit_code != 0
     assert message in str(result.exception)
+
+
+def test_a_damaged_picture_is_told_with_its_entry(tmp_path: Path) -> None:
+    words = data_of("hallusion", tmp_path)
+    (tmp_path / "images/VD/illusion/0_0.png").write_bytes(b"\x89PNG\r\n\x1a\nhalf")
+    good = hallusion_entry(1, 0, "1")
+    picture(tmp_path / "images/VD/illusion/0_1.png")
+    write(tmp_path / "h.json", [hallusion_entry(0, 0, "1"), good])
+    out = tmp_path / "run"
+    result = invoke("hallusion", *words, "--scorer", "official", "--out", out)
+    assert result.exit_code == 3
+    results = json.loads((out / "results.json").read_text())
+    (reason,) = results["samples"]["hallusionbench"]["greedy"]["reasons"].values()
+    assert reason.startswith("h.json entry 1: ")
+    assert "0_0.png" in reason
+    assert results["benchmarks"]["hallusionbench"]["scorer"]["name"] == "official"
 
 
 def test_mmhal_fills_the_template_in(tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("refcoco", _without(REFCOCO, "images"), "has no 'images'"),
     ("refcoco", _without(REFCOCO, "images", [_without(REFCOCO["images"][0], "id", 9)]), "not listed"),
     ("refcoco", _without(REFCOCO, "images", [{**REFCOCO["images"][0], "id": [1]}]), "'id' is no number or text"),
+    ("refcoco", _without(REFCOCO, "images", [REFCOCO["images"][0]] * 2), "image .* stands there twice"),
+    ("mind2web", [*MIND2WEB, *MIND2WEB], "e-1-u1 stands there twice"),
     ("coco2", SCREENSPOT, "Unknown kind of file"),
 ]
 
