@@ -93,7 +93,8 @@ def pope(
         data = Data.find(annotations, None, images, captions_needed=False, part=part)
         return _pope(data, _names(split), scorer, max_new_tokens, seed, limit)
 
-    _run("pope", job, benchmarks, bundled=annotations is None and questions is None)
+    bundled = annotations is None and questions is None
+    run("pope", job, benchmarks, _by_scores if scorer == "logits" else None, bundled)
 
 
 @app.command(epilog=STATUS)
@@ -128,9 +129,9 @@ def chair(
         if prompt is not None:
             require_text("prompt", prompt)
         data = Data.find(annotations, captions, images, captions_needed=True, part=part)
-        return [_chair(data, prompt, max_new_tokens, seed, limit)]
+        return [_chair(data, prompt, max_new_tokens, seed, limit, strict_original)]
 
-    _run("chair", job, benchmarks, bundled=annotations is None)
+    run("chair", job, benchmarks, bundled=annotations is None)
 
 
 @app.command(name="all", epilog=STATUS)
@@ -165,7 +166,7 @@ def everything(
         captioned = _chair(data, None, max_new_tokens, seed, chair_limit or limit)
         return [*_pope(data, STRATEGIES, "official", 8, seed, limit), captioned]
 
-    _run("all", job, benchmarks, bundled=annotations is None)
+    run("all", job, benchmarks, bundled=annotations is None)
 
 
 @app.command()
@@ -298,10 +299,22 @@ def _chair(
     )
 
 
-def _run(kind: str, job: Job, benchmarks: Callable[..., list[Benchmark]], bundled: bool = False) -> None:
+def _by_scores(model: Any) -> Any:
+    from mmattn.eval import YES_NO, ByScores
+
+    return ByScores(model, YES_NO)
+
+
+def run(
+    kind: str,
+    job: Job,
+    benchmarks: Callable[..., list[Benchmark]],
+    wrap: Callable[[Any], Any] | None = None,
+    bundled: bool = False,
+) -> None:
     """Load, evaluate, draw, print. Everything the user can get wrong cheaply is checked before the model loads.
 
-    `benchmarks("tune")` are those of other pictures, where the data are `bundled`.
+    Where the data are `bundled`, `benchmarks("tune")` are about other pictures.
     """
     from mmattn.decoding import split_methods
     from mmattn.eval.parts import Part, team

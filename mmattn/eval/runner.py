@@ -48,7 +48,6 @@ def evaluate(
         progress: show a bar on stderr.
         fresh: forget earlier answers instead of keeping them.
         shard: ask this part only, into a folder of its own in `out`; a call without it puts the parts together.
-
         half: ask about one half of the pictures only, "tune" or "held-out"; which one a picture is in, its name says.
 
     Processes that `accelerate launch` or `torchrun` started together share the questions.
