@@ -24,11 +24,13 @@ from mmattn.cli.options import (
     require_text,
     say,
 )
+from mmattn.cli.sweeping import CURVE, tune
 from mmattn.errors import MmattnError, first_line, unknown
 
 if TYPE_CHECKING:  # these take seconds to import, and --help needs none of them
     from mmattn.eval import Benchmark, Captions, Instances
     from mmattn.eval.parts import Part
+    from mmattn.eval.runner import Half
 
 app = typer.Typer(no_args_is_help=True, help="Measure hallucination (POPE, CHAIR, or both) and grounding.")
 
@@ -47,6 +49,10 @@ Shard = Annotated[
     str | None,
     typer.Option(help='Ask only part "2/4" of the pictures; a run without it puts the parts in --out together.'),
 ]
+Sweep = Annotated[
+    list[str] | None, typer.Option(help="Choose a hyper-parameter on tuning pictures: alpha=0,0.5,1. May be repeated.")
+]
+By = Annotated[str, typer.Option(help="Metric that --sweep chooses by, as results.json names it.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the answers in the run folder and start over.")]
 
 
@@ -74,18 +80,21 @@ def pope(
     fresh: Fresh = False,
     shard: Shard = None,
     device_map: DeviceMap = None,
+    sweep: Sweep = None,
+    by: By = "f1",
 ) -> None:
     """POPE: yes/no questions about objects that are there and objects that are not."""
-    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map)
+    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map, sweep or [], by)
 
-    def benchmarks() -> list[Benchmark]:
+    def benchmarks(part: str = "val") -> list[Benchmark]:
         if questions is not None:
             _refuse_beside_questions({"--annotations": annotations, "--split": split})
             return [_published(questions, images, scorer, max_new_tokens, limit)]
-        data = Data.find(annotations, None, images, captions_needed=False)
+        data = Data.find(annotations, None, images, captions_needed=False, part=part)
         return _pope(data, _names(split), scorer, max_new_tokens, seed, limit)
 
-    run("pope", job, benchmarks, by_scores if scorer == "logits" else None)
+    bundled = annotations is None and questions is None
+    run("pope", job, benchmarks, by_scores if scorer == "logits" else None, bundled)
 
 
 @app.command(epilog=STATUS)
@@ -110,17 +119,19 @@ def chair(
     fresh: Fresh = False,
     shard: Shard = None,
     device_map: DeviceMap = None,
+    sweep: Sweep = None,
+    by: By = "f1",
 ) -> None:
     """CHAIR: objects in a caption that are not in the image, beside recall, F1 and length."""
-    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map)
+    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map, sweep or [], by)
 
-    def benchmarks() -> list[Benchmark]:
+    def benchmarks(part: str = "val") -> list[Benchmark]:
         if prompt is not None:
             require_text("prompt", prompt)
-        data = Data.find(annotations, captions, images, captions_needed=True)
+        data = Data.find(annotations, captions, images, captions_needed=True, part=part)
         return [_chair(data, prompt, max_new_tokens, seed, limit, strict_original)]
 
-    run("chair", job, benchmarks)
+    run("chair", job, benchmarks, bundled=annotations is None)
 
 
 @app.command(name="all", epilog=STATUS)
@@ -142,18 +153,20 @@ def everything(
     fresh: Fresh = False,
     shard: Shard = None,
     device_map: DeviceMap = None,
+    sweep: Sweep = None,
+    by: By = "f1",
 ) -> None:
     """The three splits of POPE and CHAIR, several methods side by side, and a picture of one question."""
-    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map)
+    job = Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map, sweep or [], by)
 
-    def benchmarks() -> list[Benchmark]:
+    def benchmarks(part: str = "val") -> list[Benchmark]:
         from mmattn.eval import STRATEGIES
 
-        data = Data.find(annotations, captions, images, captions_needed=True)
+        data = Data.find(annotations, captions, images, captions_needed=True, part=part)
         captioned = _chair(data, None, max_new_tokens, seed, chair_limit or limit)
         return [*_pope(data, STRATEGIES, "official", 8, seed, limit), captioned]
 
-    run("all", job, benchmarks)
+    run("all", job, benchmarks, bundled=annotations is None)
 
 
 @app.command()
@@ -182,6 +195,8 @@ class Job:
     fresh: bool
     shard: str | None
     device_map: str | None
+    sweep: list[str]
+    by: str
 
     def load(self) -> Any:
         """The model, on the GPU of this process where several share the work."""
@@ -207,9 +222,15 @@ class Data:
 
     @classmethod
     def find(
-        cls, annotations: Path | None, captions: Path | None, images: Path | None, *, captions_needed: bool
+        cls,
+        annotations: Path | None,
+        captions: Path | None,
+        images: Path | None,
+        *,
+        captions_needed: bool,
+        part: str = "val",
     ) -> Data:
-        """The user's files, or the bundled scenes if none is named."""
+        """The user's files, or a part of the bundled scenes if none is named."""
         from mmattn.eval import load_captions, load_instances
 
         if annotations is None:
@@ -220,7 +241,7 @@ class Data:
                 )
             from mmattn import scenes
 
-            bundled = scenes.dataset("val")
+            bundled = scenes.dataset(part)
             annotations, captions, images = bundled.instances, bundled.captions, bundled.images
         elif images is None:
             raise MmattnError("--annotations needs the images it names", "Add --images FOLDER.")
@@ -286,55 +307,64 @@ def by_scores(model: Any) -> Any:
 
 
 def run(
-    kind: str, job: Job, benchmarks: Callable[[], list[Benchmark]], wrap: Callable[[Any], Any] | None = None
+    kind: str,
+    job: Job,
+    benchmarks: Callable[..., list[Benchmark]],
+    wrap: Callable[[Any], Any] | None = None,
+    bundled: bool = False,
 ) -> None:
-    """Load, evaluate, draw, print. Everything the user can get wrong cheaply is checked before the model loads."""
+    """Load, evaluate, draw, print. Everything the user can get wrong cheaply is checked before the model loads.
+
+    Where the data are `bundled`, `benchmarks("tune")` are about other pictures.
+    """
     from mmattn.decoding import split_methods
     from mmattn.eval.parts import Part, team
     from mmattn.eval.runner import label_methods
+    from mmattn.eval.sweep import grid, plan
 
     out = job.out or Path("runs") / f"{kind}-{Path(job.model).name}"
     asked = benchmarks()
     methods = list(label_methods(split_methods(job.method)).values())
     part = Part.read(job.shard) if job.shard else None
+    chosen = plan(methods, grid(job.sweep)) if job.sweep else None
+    if chosen and part:
+        raise MmattnError("A sweep is no run in shards", "Drop --shard, or use `accelerate launch`.")
+    tuning = benchmarks("tune") if chosen and bundled else asked
+    halves: tuple[Half | None, Half | None] = ("tune", "held-out") if chosen and not bundled else (None, None)
     model = job.load()
     model = wrap(model) if wrap else model
     try:
-        results = _evaluate(model, job, asked, methods, out, part)
+        if chosen:
+            methods = tune(chosen, job.by, out, lambda some, to: _asked(model, job, tuning, some, to, half=halves[0]))
+        results = _asked(model, job, asked, methods, out, part, halves[1])
+        if team().rank:
+            return
+        place = part.folder(out) if part else out
+        _keep_report(results, place)
+        _draw(model, asked, results, place, place / CURVE if job.sweep else None)
     except KeyboardInterrupt:
         again = "the same command again without --fresh" if job.fresh else "the same command again"
         typer.echo(f"Stopped. Finished answers are kept in {out}; run {again} to continue.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    if team().rank:
-        return
-    _print(results, part.folder(out) if part else out, job.as_json)
+    _print(results, place, job.as_json)
     if part:
         typer.echo(f"This is shard {job.shard}. When all are done, run the command without --shard.", err=True)
 
 
-def _evaluate(
-    model: Any, job: Job, asked: list[Benchmark], methods: list[Any], out: Path, part: Part | None
+def _asked(
+    model: Any,
+    job: Job,
+    benchmarks: list[Benchmark],
+    methods: list[Any],
+    out: Path,
+    part: Part | None = None,
+    half: Half | None = None,
 ) -> dict[str, Any]:
-    from mmattn.eval.parts import team
     from mmattn.eval.runner import evaluate
 
-    results = evaluate(
-        model,
-        asked,
-        methods,
-        out,
-        batch_size=job.batch_size,
-        seed=job.seed,
-        progress=not job.as_json,
-        fresh=job.fresh,
-        shard=part,
-    )
-    if team().rank:
-        return results
-    out = part.folder(out) if part else out
-    _keep_report(results, out)
-    _draw(model, asked, results, out)
-    return results
+    shown = not job.as_json
+    how: dict[str, Any] = {"batch_size": job.batch_size, "seed": job.seed, "progress": shown, "fresh": job.fresh}
+    return evaluate(model, benchmarks, methods, out, **how, shard=part, half=half)
 
 
 def _keep_report(results: dict[str, Any], out: Path) -> None:
@@ -346,7 +376,7 @@ def _keep_report(results: dict[str, Any], out: Path) -> None:
     write_atomic(out / "table.md", markdown(results) + lines)
 
 
-def _draw(model: Any, asked: list[Benchmark], results: dict[str, Any], out: Path) -> None:
+def _draw(model: Any, asked: list[Benchmark], results: dict[str, Any], out: Path, curve: Path | None) -> None:
     """A picture of one question, the plot, and the page with all of it."""
     from mmattn.eval import cases, picture, plot
     from mmattn.eval.page import page
@@ -362,7 +392,8 @@ def _draw(model: Any, asked: list[Benchmark], results: dict[str, Any], out: Path
     except (MmattnError, RuntimeError, MemoryError) as error:  # the numbers are not lost over an illustration
         typer.echo(f"No picture: {first_line(error)}", err=True)
     drawn = [(case, cases.drawn(model, case, heatmap)) for case in cases.choose(asked, records, labels)]
-    write_atomic(out / "report.html", page(results, plot.tradeoff(results["metrics"]), drawn))
+    sweep = curve.read_bytes() if curve and curve.is_file() else b""
+    write_atomic(out / "report.html", page(results, plot.tradeoff(results["metrics"]), drawn, sweep))
 
 
 def _print(results: dict[str, Any], out: Path, as_json: bool) -> None:

@@ -54,8 +54,12 @@ def _command(name: str) -> Callable[..., None]:
         fresh: evaluation.Fresh = False,
         shard: evaluation.Shard = None,
         device_map: DeviceMap = None,
+        sweep: evaluation.Sweep = None,
+        by: evaluation.By = "f1",
     ) -> None:
-        job = evaluation.Job(model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map)
+        job = evaluation.Job(
+            model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map, sweep or [], by
+        )
 
         def benchmarks() -> list[Benchmark]:
             from mmattn.eval.published import OPENERS, Source

@@ -16,8 +16,13 @@ TEMPLATE = Path(__file__).parent / "data" / "report.html"
 SHOWN = ("commit", "commits", "model", "seed", "methods", "benchmarks", "versions", "bootstrap")
 
 
-def page(results: Mapping[str, Any], plot: bytes, cases: Sequence[tuple[Case, Mapping[str, str]]]) -> str:
-    """The page, from `results.json`, the plot of recall against hallucination, and drawn cases."""
+def page(
+    results: Mapping[str, Any], plot: bytes, cases: Sequence[tuple[Case, Mapping[str, str]]], sweep: bytes = b""
+) -> str:
+    """The page, from `results.json`, the plot of recall against hallucination, and drawn cases.
+
+    `sweep` is the plot of the run on tuning pictures that chose the hyper-parameters, if there was one.
+    """
     try:
         from jinja2 import Environment
     except ImportError as error:
@@ -37,6 +42,7 @@ def page(results: Mapping[str, Any], plot: bytes, cases: Sequence[tuple[Case, Ma
         costs=_costs(results),
         categories=_categories(results),
         plot=base64.b64encode(plot).decode(),
+        sweep=base64.b64encode(sweep).decode(),
         wins=[one for one in cases if one[0].gain > 0],
         losses=[one for one in cases if one[0].gain < 0],
         settings=json.dumps(settings, indent=1, ensure_ascii=False),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from mmattn.eval.store import RunFolder, forget
 from mmattn.eval.types import Benchmark, Model, Record
 
 FORMAT = "mmattn-eval/2"
+Half = Literal["tune", "held-out"]
 
 
 def evaluate(
@@ -32,6 +34,7 @@ def evaluate(
     progress: bool = True,
     fresh: bool = False,
     shard: Part | None = None,
+    half: Half | None = None,
 ) -> dict[str, Any]:
     """Ask every question under every method, score, and write the run folder.
 
@@ -45,6 +48,7 @@ def evaluate(
         progress: show a bar on stderr.
         fresh: forget earlier answers instead of keeping them.
         shard: ask this part only, into a folder of its own in `out`; a call without it puts the parts together.
+        half: ask about one half of the pictures only, "tune" or "held-out"; which one a picture is in, its name says.
 
     Processes that `accelerate launch` or `torchrun` started together share the questions.
 
@@ -57,7 +61,12 @@ def evaluate(
     if batch_size < 1:
         raise MmattnError(f"Batch size {batch_size} is too small", "It must be at least 1.")
     named = label_methods(methods)
+    every = [task for task in tasks(benchmarks, list(named)) if half in (None, half_of(task.item.image))]
     settings = _settings(model, benchmarks, named, seed)
+    if half and not every:
+        raise MmattnError(f"None of the pictures is in the {half} half", "Ask about more of them.")
+    if half:
+        settings["benchmarks"] = {name: _halved(one, name, half, every) for name, one in settings["benchmarks"].items()}
     crew = team()
     if shard and crew.size > 1:
         raise MmattnError("A shard is one process, and these are several", "Drop --shard, or the launcher.")
@@ -74,7 +83,6 @@ def evaluate(
             crew.gather(None)
         if main or shard:
             _list(folder, benchmarks)
-        every = tasks(benchmarks, list(named))
         known = {one.key: one for found in crew.gather(earlier(out, folder.settings, main)) for one in found}
         mine = part.chosen(every)
         todo = [task for task in mine if task.key not in known]
@@ -115,6 +123,18 @@ def _results(folder: RunFolder, benchmarks: Sequence[Benchmark], methods: Mappin
     if failed and len(failed) == len(folder.records):
         raise MmattnError("No question could be asked; the first failed because: " + failed[0].reason)
     return results
+
+
+def half_of(image: str) -> Half:
+    """The same for a picture in every benchmark and on every machine."""
+    return "tune" if hashlib.sha256(image.encode(errors="surrogatepass")).digest()[0] % 2 else "held-out"
+
+
+def _halved(described: Mapping[str, Any], name: str, half: Half, every: Sequence[Task]) -> dict[str, Any]:
+    """A benchmark's description with the sizes of what is asked of it."""
+    items = {task.item.id: task.item.image for task in every if task.benchmark.name == name}
+    sizes = {"images": len(set(items.values())), "questions": len(items)}
+    return {**described, "half": half, **{what: size for what, size in sizes.items() if what in described}}
 
 
 def label_methods(methods: Sequence[Any]) -> dict[str, Any]:
