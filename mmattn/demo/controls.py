@@ -23,9 +23,9 @@ class Parameter:
         """The field that fits the type of the default."""
         label, key = f"{self.method} {self.name}", (self.method, self.name)
         if isinstance(self.default, str) or self.default is None:
-            return gr.Textbox(self.default or "", label=label, placeholder="default", key=key, min_width=110)
+            return gr.Textbox(self.default or "", label=label, placeholder="default", interactive=True, key=key, min_width=90)
         precision = 0 if isinstance(self.default, int) else None
-        return gr.Number(self.default, label=label, precision=precision, key=key, min_width=110)
+        return gr.Number(self.default, label=label, precision=precision, interactive=True, key=key, min_width=90)
 
     def written(self, value: Any) -> str:
         """As a hyper-parameter of a method's name; "" at its default."""
