@@ -13,6 +13,7 @@ from mmattn.demo.desk import Desk, Shop
 from mmattn.demo.examples import Examples
 from mmattn.demo.ground import GroundTab
 from mmattn.demo.models import Models
+from mmattn.demo.prompt import PromptTab
 from mmattn.demo.uploads import MAX_BYTES, upload
 
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
@@ -20,12 +21,13 @@ MONO = ["ui-monospace", "Consolas", "monospace"]
 STARTERS = ["Describe the image.", "Is there a bowl in the image?", "Where is the umbrella?"]
 FIRST = 3  # the example that is there at the start
 
-TABS = {"Ask": AskTab, "Compare": CompareTab, "Ground": GroundTab}
+TABS = {"Ask": AskTab, "Compare": CompareTab, "Ground": GroundTab, "Prompt": PromptTab}
 
 CSS = """
 .gradio-container {max-width: 1500px !important}
 .words span.textspan {cursor: pointer; padding: 1px 2px}
 #line, #status {padding: 0 4px; min-height: 1.5em}
+.dark .words .text {color: #f3f4f6}
 .thumbs .grid-wrap {max-height: none !important; min-height: 0 !important; height: auto !important; padding: 4px}
 .thumbs .grid-container {grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)) !important; gap: 6px}
 .thumbs .thumbnail-lg {width: 100% !important; height: auto !important}
@@ -80,7 +82,7 @@ def _desk(shop: Shop) -> Desk:
         return examples[int(event.index)].picture.image
 
     gallery.select(pick, None, picture, show_progress="hidden", api_visibility="private")
-    return Desk(shop, model, picture, prompt)
+    return Desk(shop, model, picture, prompt, examples[FIRST].picture.image)
 
 
 def launch(

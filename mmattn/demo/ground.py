@@ -27,7 +27,10 @@ class GroundTab:
             query = gr.Textbox("the umbrella", label="What to find", elem_id="query", scale=3)
             run = gr.Button("Ground", variant="primary", elem_id="ground", scale=1)
         with gr.Row():
-            method = gr.Dropdown(methods(), value="heads", label="Method", elem_id="locator", scale=2)
+            known = desk.shop.models.get(desk.shop.models.names[0]).grounding_heads
+            method = gr.Dropdown(
+                methods(), value="heads" if known else "tag", label="Method", elem_id="locator", scale=2
+            )
             arguments = gr.Textbox(
                 "", label="Its hyper-parameters", placeholder="threshold=0.5, tokens='last'", scale=2
             )
