@@ -12,6 +12,7 @@ from mmattn.demo.compare import CompareTab
 from mmattn.demo.desk import Desk, Shop
 from mmattn.demo.examples import Examples
 from mmattn.demo.ground import GroundTab
+from mmattn.demo.inspect import InspectTab
 from mmattn.demo.models import Models
 from mmattn.demo.prompt import PromptTab
 from mmattn.demo.uploads import MAX_BYTES, upload
@@ -21,7 +22,7 @@ MONO = ["ui-monospace", "Consolas", "monospace"]
 STARTERS = ["Describe the image.", "Is there a bowl in the image?", "Where is the umbrella?"]
 FIRST = 3  # the example that is there at the start
 
-TABS = {"Ask": AskTab, "Compare": CompareTab, "Ground": GroundTab, "Prompt": PromptTab}
+TABS = {"Ask": AskTab, "Compare": CompareTab, "Ground": GroundTab, "Prompt": PromptTab, "Inspect": InspectTab}
 
 CSS = """
 .gradio-container {max-width: 1500px !important}

@@ -19,6 +19,7 @@ from mmattn.demo.state import Picture
 from mmattn.demo.steering import DIM, EMPHASISE, REFER, Led, Mask, dim_by_question, lead_by_hand
 from mmattn.demo.uploads import drawing_only, told
 from mmattn.demo.words import differing
+from mmattn.prompting import box_mask
 
 COLOURS = {DIFFERS: "#f59e0b", "not in the picture": "#dc2626"}
 BRUSH = gr.Brush(default_size=28, colors=["#22d3ee"], color_mode="fixed")
@@ -32,6 +33,19 @@ def painted(value: dict[str, Any] | None) -> Mask | None:
     alphas = [np.asarray(layer.convert("RGBA").getchannel("A")) > 0 for layer in layers]
     mask: Mask = np.any(alphas, axis=0).astype(np.float32)
     return mask
+
+
+def boxed(text: str, picture: Picture | None) -> Mask | None:
+    """The box that was typed, as a mask.
+
+    Raises:
+        MmattnError: it is none, or lies outside of the picture.
+    """
+    try:
+        left, top, right, bottom = map(float, text.replace(",", " ").split())
+    except ValueError as error:
+        raise mmattn.MmattnError(f"Cannot read the box {text!r}", "Write left, top, right, bottom.") from error
+    return None if picture is None else box_mask(picture.image.size, [(left, top, right, bottom)])
 
 
 def canvas(image: Image.Image | None) -> dict[str, Any] | None:
@@ -75,6 +89,11 @@ class PromptTab:
                 brush=BRUSH, label="Brush over what matters", elem_id="editor", height=420, buttons=[],
             )  # fmt: skip
             drawing_only(editor)
+            box = gr.Textbox(
+                "",
+                label="Or a box: left, top, right, bottom in pixels of the picture",
+                placeholder="252, 220, 336, 310",
+            )
             how = gr.Radio([DIM, EMPHASISE, REFER], value=EMPHASISE, label="And then", elem_id="lead-how")
             with gr.Row():
                 by = gr.Dropdown(list(STEERERS), value="instaboost", label="Emphasise by", min_width=120)
@@ -87,7 +106,7 @@ class PromptTab:
         outputs, shared = [slider, *words, line, led], [desk.model, desk.picture, desk.prompt]
         options: dict[str, Any] = {"show_progress": "minimal", **MODEL}
         dim.click(self.by_question, [*shared, scorer, strength, enhance], outputs, api_name="dim", **options)
-        lead.click(self.by_hand, [*shared, editor, how, force, by], outputs, api_name="lead", **options)
+        lead.click(self.by_hand, [*shared, editor, box, how, force, by], outputs, api_name="lead", **options)
         desk.picture.change(lambda one: canvas(one and one.image), desk.picture, editor, **LIGHT)
         desk.export_row("prompt", self.export, [led])
 
@@ -100,14 +119,15 @@ class PromptTab:
             return self.shown(dim_by_question(model, name, picture, prompt, scorer, strength, enhance))
 
     def by_hand(
-        self, name: str, picture: Picture | None, prompt: str, drawing: dict[str, Any] | None, how: str, force: float,
-        by: str,
+        self, name: str, picture: Picture | None, prompt: str, drawing: dict[str, Any] | None, box: str, how: str,
+        force: float, by: str,
     ) -> tuple[Any, ...]:  # fmt: skip
         """Use what was brushed, and ask again."""
         with told():
             model = self.desk.shop.models.get(name)
             strength = min(force, 1.0) if how == DIM else force
-            return self.shown(lead_by_hand(model, name, picture, prompt, painted(drawing), how, strength, by))
+            mask = boxed(box, picture) if box.strip() else painted(drawing)
+            return self.shown(lead_by_hand(model, name, picture, prompt, mask, how, strength, by))
 
     def shown(self, led: Led) -> tuple[Any, ...]:
         """What both buttons fill."""
