@@ -74,8 +74,9 @@ def _desk(shop: Shop) -> Desk:
     )
     prompt = gr.Textbox(STARTERS[0], label="Question", lines=2, max_lines=6, elem_id="prompt", submit_btn=False)
     gr.Examples([[one] for one in STARTERS], prompt, label="Try")
+    gr.HTML("<b>Examples</b>: scenes whose content is known, and a window to ground in")
     gallery = gr.Gallery(
-        [(one.picture.image, "") for one in examples], label="Examples", columns=6, height="auto", format="webp",
+        [(one.picture.image, "") for one in examples], show_label=False, columns=6, height="auto", format="webp",
         allow_preview=False, elem_id="examples", elem_classes="thumbs", buttons=[],
     )  # fmt: skip
 

@@ -36,7 +36,13 @@ class GroundTab:
             )
         line = gr.HTML(HINT, elem_id="found")
         shown = gr.Image(
-            label="Where it is", interactive=False, format="png", elem_id="place", height=480, buttons=["fullscreen"]
+            label="Where it is",
+            show_label=False,
+            interactive=False,
+            format="png",
+            elem_id="place",
+            height=480,
+            buttons=["fullscreen"],
         )
         opacity = gr.Slider(0, 1, value=0.6, step=0.05, label="Opacity", buttons=[])
         screen = gr.Button("Show the screenshot example", size="sm")

@@ -47,9 +47,10 @@ class InspectTab:
         layers = _plot("Sinks of each layer, at the prompt's last token", "by-layer")
         depth, _ = size_of(desk.shop.models.get(desk.shop.models.names[0]))
         layer = gr.Slider(0, depth - 1, value=depth // 2, step=1, label="Layer", elem_id="sink-layer", buttons=[])
+        gr.HTML("<b>Size of the image tokens' hidden states in this layer; sinks in red</b>")
         picture = gr.Image(
-            label="Size of the image tokens' hidden states in this layer; sinks in red", interactive=False,
-            format="png", height=420, elem_id="sink-map", buttons=["fullscreen"],
+            label="Sinks", show_label=False, interactive=False, format="png", height=420, elem_id="sink-map",
+            buttons=["fullscreen"],
         )  # fmt: skip
         outputs = [answer, along, heads, layers, line, picture, layer, found]
         inputs = [desk.model, desk.picture, desk.prompt, tau, p, layer]
@@ -105,7 +106,8 @@ class InspectTab:
 
 
 def _plot(label: str, name: str) -> gr.Image:
+    gr.HTML(f"<b>{label}</b>")
     return gr.Image(
-        label=label, interactive=False, format="png", image_mode="RGBA", elem_id=name, elem_classes="plot",
-        buttons=["fullscreen"],
+        label=label, show_label=False, interactive=False, format="png", image_mode="RGBA", elem_id=name,
+        elem_classes="plot", buttons=["fullscreen"],
     )  # fmt: skip

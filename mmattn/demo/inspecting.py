@@ -100,7 +100,7 @@ def by_head(found: Inspected) -> Image.Image:
     figure.patch.set_alpha(0)
     for axes, (title, values) in zip(np.atleast_1d(figure.subplots(1, len(maps))), maps, strict=True):
         _style(axes)
-        drawn = axes.imshow(values.numpy(), cmap="viridis", aspect="auto", vmin=0)
+        drawn = axes.imshow(values.numpy(), cmap="viridis", aspect="auto", vmin=0, vmax=max(float(values.max()), 1e-3))
         axes.set_title(title, fontsize=10, color=INK)
         axes.set_xlabel("head")
         axes.set_ylabel("layer")

@@ -75,11 +75,11 @@ class PromptTab:
         self.desk = desk
         led = gr.State(None, time_to_live=3600)
         with gr.Accordion("Dim what the question is not about", open=True):
+            scorer = gr.Radio(
+                [("the model's attention", "lvlm"), ("minus a general question's", "contrast"), ("CLIP", "clip")],
+                value="lvlm", label="Who says what it is about", elem_id="scorer",
+            )  # fmt: skip
             with gr.Row():
-                scorer = gr.Radio(
-                    [("the model's attention", "lvlm"), ("minus a general question's", "contrast"), ("CLIP", "clip")],
-                    value="lvlm", label="Who says what it is about", elem_id="scorer",
-                )  # fmt: skip
                 strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength", buttons=[])
                 enhance = gr.Slider(0, 10, value=5, step=0.5, label="Steepness", buttons=[])
             dim = gr.Button("Dim and ask again", variant="primary", elem_id="dim")
@@ -100,7 +100,7 @@ class PromptTab:
                 force = gr.Slider(0, 20, value=8, step=0.5, label="Strength (1: plain)", min_width=160, buttons=[])
             lead = gr.Button("Ask with this region", variant="primary", elem_id="lead")
         line = gr.HTML("", elem_id="led")
-        slider = gr.ImageSlider(label="Before and after", format="png", max_height=480, elem_id="slider", buttons=[])
+        slider = gr.ImageSlider(show_label=False, format="png", max_height=480, elem_id="slider", buttons=[])
         with gr.Row():
             words = [answer_field(label) for label in ("Before", "After")]
         outputs, shared = [slider, *words, line, led], [desk.model, desk.picture, desk.prompt]

@@ -219,4 +219,7 @@ def test_examples_know_what_is_in_them(shop: Shop) -> None:
 def test_words_that_differ_are_found() -> None:
     answers = ["a dog and a cat", "a dog and a cow", "a dog"]
     marked = [[text[a:b] for a, b in spans] for text, spans in zip(answers, differing(answers), strict=True)]
-    assert marked == [["and", "a", "cat"], ["cow"], []]
+    assert marked == [["cat"], ["cow"], []]
+    assert differing(["A dog, a cat."]) == [[]]
+    spans = differing(["a dog.", "A big red dog"])
+    assert spans == [[], [(2, 9)]], "neighbours are marked together; capitals and punctuation do not count"
