@@ -72,7 +72,7 @@ def _desk(shop: Shop) -> Desk:
         elem_id="picture",
         buttons=["fullscreen"],
     )
-    prompt = gr.Textbox(STARTERS[0], label="Question", lines=2, max_lines=6, elem_id="prompt", submit_btn=False)
+    prompt = gr.Textbox(STARTERS[0], label="Question", lines=1, max_lines=6, elem_id="prompt", submit_btn=False)
     gr.Examples([[one] for one in STARTERS], prompt, label="Try")
     gr.HTML("<b>Examples</b>: scenes whose content is known, and a window to ground in")
     gallery = gr.Gallery(

@@ -98,7 +98,7 @@ class AskTab:
                     yield [(news, None)], *[gr.skip()] * 5, "Answering ..."
                 else:
                     view = first_word(news, View("answer", 0, *given))
-                    yield *both(news, view), *drawn(news, view), news, view, told_of(news)
+                    yield *both(news, view), *drawn(news, view), news, view, told_of(news, self.desk.shop.examples)
 
     def pick_answer(self, asked: Asked | None, view: View, event: gr.SelectData) -> tuple[Any, ...]:
         """A word of the answer was clicked."""

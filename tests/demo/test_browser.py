@@ -102,10 +102,12 @@ def test_export(page: Page, tmp_path: Path) -> None:
 
 def test_html_is_shown_and_never_run(page: Page) -> None:
     show_example(page, 1)
-    ask(page, "<img src=x onerror=alert(1)> <b>what</b>?")
-    expect(page.locator("#question")).to_contain_text("<b>what</b>?")
+    ask(page, "<img src=x onerror=alert(1)> <b>what</b> ${alert(2)} ?")
+    expect(page.locator("#question")).to_contain_text("<b>what</b> ${alert(2)}")
     page.locator("#question .token").nth(1).click()
     expect(page.locator("#line")).to_contain_text("src=x")
+    page.locator("#question .token").nth(4).click()
+    expect(page.locator("#line")).to_contain_text("alert(2)")
     assert page.locator("#question img, #line img, #question b").count() == 0
 
 
