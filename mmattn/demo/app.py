@@ -12,7 +12,9 @@ from mmattn.demo.compare import CompareTab
 from mmattn.demo.desk import Desk, Shop
 from mmattn.demo.examples import Examples
 from mmattn.demo.ground import GroundTab
+from mmattn.demo.inspect import InspectTab
 from mmattn.demo.models import Models
+from mmattn.demo.prompt import PromptTab
 from mmattn.demo.uploads import MAX_BYTES, upload
 
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
@@ -20,12 +22,13 @@ MONO = ["ui-monospace", "Consolas", "monospace"]
 STARTERS = ["Describe the image.", "Is there a bowl in the image?", "Where is the umbrella?"]
 FIRST = 3  # the example that is there at the start
 
-TABS = {"Ask": AskTab, "Compare": CompareTab, "Ground": GroundTab}
+TABS = {"Ask": AskTab, "Compare": CompareTab, "Ground": GroundTab, "Prompt": PromptTab, "Inspect": InspectTab}
 
 CSS = """
 .gradio-container {max-width: 1500px !important}
 .words span.textspan {cursor: pointer; padding: 1px 2px}
 #line, #status {padding: 0 4px; min-height: 1.5em}
+.dark .words .text {color: #f3f4f6}
 .thumbs .grid-wrap {max-height: none !important; min-height: 0 !important; height: auto !important; padding: 4px}
 .thumbs .grid-container {grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)) !important; gap: 6px}
 .thumbs .thumbnail-lg {width: 100% !important; height: auto !important}
@@ -69,10 +72,11 @@ def _desk(shop: Shop) -> Desk:
         elem_id="picture",
         buttons=["fullscreen"],
     )
-    prompt = gr.Textbox(STARTERS[0], label="Question", lines=2, max_lines=6, elem_id="prompt", submit_btn=False)
+    prompt = gr.Textbox(STARTERS[0], label="Question", lines=1, max_lines=6, elem_id="prompt", submit_btn=False)
     gr.Examples([[one] for one in STARTERS], prompt, label="Try")
+    gr.HTML("<b>Examples</b>: scenes whose content is known, and a window to ground in")
     gallery = gr.Gallery(
-        [(one.picture.image, "") for one in examples], label="Examples", columns=6, height="auto", format="webp",
+        [(one.picture.image, "") for one in examples], show_label=False, columns=6, height="auto", format="webp",
         allow_preview=False, elem_id="examples", elem_classes="thumbs", buttons=[],
     )  # fmt: skip
 
@@ -80,7 +84,7 @@ def _desk(shop: Shop) -> Desk:
         return examples[int(event.index)].picture.image
 
     gallery.select(pick, None, picture, show_progress="hidden", api_visibility="private")
-    return Desk(shop, model, picture, prompt)
+    return Desk(shop, model, picture, prompt, examples[FIRST].picture.image)
 
 
 def launch(

@@ -36,7 +36,13 @@ class AskTab:
         self.question = _words("Question: its words can be clicked, too", "question")
         self.line = gr.HTML(HINT, elem_id="line")
         self.map = gr.Image(
-            label="Where it looked", interactive=False, format="png", elem_id="map", height=480, buttons=["fullscreen"]
+            label="Where it looked",
+            show_label=False,
+            interactive=False,
+            format="png",
+            elem_id="map",
+            height=480,
+            buttons=["fullscreen"],
         )
         self.controls = _controls(desk.shop.models.get(desk.shop.models.names[0]))
         with gr.Accordion("All heads of the layer: click one to see it large", open=True):
@@ -92,7 +98,7 @@ class AskTab:
                     yield [(news, None)], *[gr.skip()] * 5, "Answering ..."
                 else:
                     view = first_word(news, View("answer", 0, *given))
-                    yield *both(news, view), *drawn(news, view), news, view, told_of(news)
+                    yield *both(news, view), *drawn(news, view), news, view, told_of(news, self.desk.shop.examples)
 
     def pick_answer(self, asked: Asked | None, view: View, event: gr.SelectData) -> tuple[Any, ...]:
         """A word of the answer was clicked."""

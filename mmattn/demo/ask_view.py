@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from mmattn.demo.drawing import head_maps, word_map
+from mmattn.demo.examples import Examples
 from mmattn.demo.state import ONE_HEAD, Asked, View, Word
 
 CHOSEN = "shown on the picture"
@@ -68,8 +69,10 @@ def gallery(asked: Asked | None, view: View) -> list[tuple[Image.Image, str]]:
     return head_maps(asked.picture.image, read, rows, view) if read is not None and rows else []
 
 
-def told_of(asked: Asked) -> str:
-    """A line about the answer."""
+def told_of(asked: Asked, examples: Examples) -> str:
+    """A line about the answer, as HTML; on an example with what the answer invents."""
     ends = {"length": ", cut off at the length limit", "stopped": ", stopped"}.get(asked.finish, "")
     count = len(asked.token_ids)
-    return f"{count} tokens in {asked.seconds:.2f} s ({asked.seconds / max(count, 1) * 1000:.0f} ms each){ends}."
+    line = f"{count} tokens in {asked.seconds:.2f} s ({asked.seconds / max(count, 1) * 1000:.0f} ms each){ends}."
+    invented = dict.fromkeys(one.object for one in examples.mentions(asked.picture, asked.text) if not one.there)
+    return f"{line} <b>Not in the picture: {', '.join(invented)}.</b>" if invented else line

@@ -40,7 +40,8 @@ class Slot:
 
             @gr.render(self.parts)  # type: ignore[untyped-decorator]
             def controls(chosen: list[str]) -> None:
-                fields = [one.control() for one in parameters(chosen)]
+                with gr.Row():
+                    fields = [one.control() for one in parameters(chosen)]
                 for field in fields:
                     field.change(assembled(chosen), fields, self.expression, **QUIET)
                 if not fields:

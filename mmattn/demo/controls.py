@@ -21,11 +21,11 @@ class Parameter:
 
     def control(self) -> gr.Number | gr.Textbox:
         """The field that fits the type of the default."""
-        label, key = f"{self.method} {self.name}", (self.method, self.name)
+        common: dict[str, Any] = {"label": f"{self.method} {self.name}", "key": (self.method, self.name)}
+        common.update(interactive=True, min_width=90)
         if isinstance(self.default, str) or self.default is None:
-            return gr.Textbox(self.default or "", label=label, placeholder="default", key=key, min_width=110)
-        precision = 0 if isinstance(self.default, int) else None
-        return gr.Number(self.default, label=label, precision=precision, key=key, min_width=110)
+            return gr.Textbox(self.default or "", placeholder="default", **common)
+        return gr.Number(self.default, precision=0 if isinstance(self.default, int) else None, **common)
 
     def written(self, value: Any) -> str:
         """As a hyper-parameter of a method's name; "" at its default."""

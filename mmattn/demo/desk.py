@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from mmattn.demo.examples import Examples
 from mmattn.demo.export import Export, Exports
@@ -35,12 +36,17 @@ class Shop:
 
 @dataclass(frozen=True)
 class Desk:
-    """The part of the page that all tabs use."""
+    """The part of the page that all tabs use.
+
+    Attributes:
+        first: what `picture` shows at the start.
+    """
 
     shop: Shop
     model: gr.Dropdown
     picture: gr.Image
     prompt: gr.Textbox
+    first: Image.Image
 
     def stop(self, request: gr.Request) -> None:
         """End what this page is waiting for."""

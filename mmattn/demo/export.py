@@ -17,7 +17,7 @@ from PIL import Image
 from mmattn.demo.examples import Example
 from mmattn.demo.state import Picture
 
-UPLOADED = "picture.png"
+UPLOADED, MASK = "picture.png", "mask.png"
 HOUR = 3600
 
 
@@ -31,6 +31,7 @@ class Export:
         data: JSON values.
         body: Python lines that follow `model` and `picture`; they write the same image to "{name}.png".
         imports: lines beyond `import mmattn`.
+        extra: a picture that the lines read as "mask.png".
     """
 
     name: str
@@ -38,6 +39,7 @@ class Export:
     data: Mapping[str, Any]
     body: str
     imports: str = ""
+    extra: Image.Image | None = None
 
 
 class Exports:
@@ -63,6 +65,9 @@ class Exports:
             (folder / name).write_text(text, encoding="utf-8")
         export.image.save(folder / f"{export.name}.png")
         names = [f"{export.name}.png", *files]
+        if export.extra is not None:
+            export.extra.save(folder / MASK)
+            names.append(MASK)
         if example is None or not example.lines:
             picture.image.save(folder / UPLOADED)
             names.append(UPLOADED)

@@ -27,13 +27,22 @@ class GroundTab:
             query = gr.Textbox("the umbrella", label="What to find", elem_id="query", scale=3)
             run = gr.Button("Ground", variant="primary", elem_id="ground", scale=1)
         with gr.Row():
-            method = gr.Dropdown(methods(), value="heads", label="Method", elem_id="locator", scale=2)
+            known = desk.shop.models.get(desk.shop.models.names[0]).grounding_heads
+            method = gr.Dropdown(
+                methods(), value="heads" if known else "tag", label="Method", elem_id="locator", scale=2
+            )
             arguments = gr.Textbox(
                 "", label="Its hyper-parameters", placeholder="threshold=0.5, tokens='last'", scale=2
             )
         line = gr.HTML(HINT, elem_id="found")
         shown = gr.Image(
-            label="Where it is", interactive=False, format="png", elem_id="place", height=480, buttons=["fullscreen"]
+            label="Where it is",
+            show_label=False,
+            interactive=False,
+            format="png",
+            elem_id="place",
+            height=480,
+            buttons=["fullscreen"],
         )
         opacity = gr.Slider(0, 1, value=0.6, step=0.05, label="Opacity", buttons=[])
         screen = gr.Button("Show the screenshot example", size="sm")

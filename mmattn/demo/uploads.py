@@ -82,6 +82,20 @@ def files_only(field: gr.Image | gr.ImageEditor) -> None:
     field.async_move_resource_to_block_cache = move  # type: ignore[method-assign]
 
 
+def drawing_only(editor: gr.ImageEditor) -> None:
+    """Whatever else a client sends in place of a drawing gets a message."""
+    keep = editor.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        try:
+            return keep(payload)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise gr.Error("The drawing cannot be read. Load the page again.", print_exception=False) from error
+
+    editor.preprocess = preprocess  # type: ignore[method-assign]
+    files_only(editor)
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Problems of the user's become messages on the page; their words are shown, never run."""

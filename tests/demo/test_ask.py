@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ import torch
 from PIL import Image
 
 import mmattn
+from mmattn.demo.ask import AskTab
 from mmattn.demo.ask_export import ask_export
 from mmattn.demo.ask_view import both, drawn, first_word, gallery, told_of
 from mmattn.demo.asking import ask
-from mmattn.demo.desk import Shop
+from mmattn.demo.desk import Desk, Shop
 from mmattn.demo.drawing import display_size, heat
 from mmattn.demo.models import first_view
 from mmattn.demo.state import ALL_MEAN, LAYER_MAX, LAYER_MEAN, ONE_HEAD, Asked, Picture, Settings, View
@@ -69,7 +71,9 @@ def test_an_answer_streams_and_keeps_its_rows(shop: Shop, asked: Asked) -> None:
     (row,) = asked.prompt_words[0].rows
     expected = model.attend(picture.image, "Describe the image.", rows="Describe").weights
     assert torch.allclose(asked.prompt_rows.weights[:, :, [row]], expected, atol=1e-6)
-    assert "11 tokens" in told_of(asked)
+    assert told_of(asked, shop.examples).endswith("ms each).")
+    other = last(ask(model, shop.examples.all[3].picture, "Describe the image.", SETTINGS, Event()))
+    assert "Not in the picture: bowl." in told_of(other, shop.examples)
 
 
 def test_maps_are_those_of_the_library_in_the_frame_of_the_picture(shop: Shop, asked: Asked) -> None:
@@ -147,6 +151,19 @@ def test_pages_stop_their_own_work() -> None:
     assert other.is_set()
 
 
+def test_the_stop_button_ends_its_own_page(shop: Shop, asked: Asked) -> None:
+    tab = object.__new__(AskTab)
+    tab.desk = Desk(shop, *[None] * 4)  # type: ignore[arg-type]
+    mine, other = (SimpleNamespace(session_hash=name) for name in ("mine", "other"))
+    given = ("scenes-llava", asked.picture, "Describe the image.", "greedy", 64, False, 0, 4, 0, ONE_HEAD, 0.75, False)
+    for presser, finish in ((other, "stop"), (mine, "stopped")):
+        news = tab.start(mine, *given)  # type: ignore[arg-type]
+        next(news)
+        tab.desk.stop(presser)  # type: ignore[arg-type]
+        *_, final = news
+        assert final[4].finish == finish
+
+
 @pytest.mark.parametrize(("picture", "prompt", "reason"), [(None, "x", "no picture"), ("some", "  ", "no question")])
 def test_what_is_missing_is_told(shop: Shop, picture: str | None, prompt: str, reason: str) -> None:
     model = shop.models.get("scenes-llava")
@@ -219,4 +236,7 @@ def test_examples_know_what_is_in_them(shop: Shop) -> None:
 def test_words_that_differ_are_found() -> None:
     answers = ["a dog and a cat", "a dog and a cow", "a dog"]
     marked = [[text[a:b] for a, b in spans] for text, spans in zip(answers, differing(answers), strict=True)]
-    assert marked == [["and", "a", "cat"], ["cow"], []]
+    assert marked == [["cat"], ["cow"], []]
+    assert differing(["A dog, a cat."]) == [[]]
+    spans = differing(["a dog.", "A big red dog"])
+    assert spans == [[], [(2, 9)]], "neighbours are marked together; capitals and punctuation do not count"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,8 +17,11 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+import mmattn
+from mmattn.cli.demo import demo
 from mmattn.demo.desk import Shop
 from mmattn.demo.state import ONE_HEAD
+from mmattn.demo.steering import DIM
 from tests.demo.test_uploads import bomb
 
 # The client of gradio leaves sockets to the garbage collector.
@@ -84,10 +88,9 @@ def test_hostile_uploads_are_told_and_the_app_lives_on(client: Client, shop: Sho
     assert "scissors" in ask(client, handle_file(str(tmp_path / "good.png")), "Describe the image.")
 
 
-def call(address: str, picture: Any) -> str:
-    """What the server says to a question about `picture`, a value that no ordinary client would send."""
-    data = ["scenes-llava", picture, "Describe the image.", "greedy", 8, False, 0, 4, 0, ONE_HEAD, 0.75, False]
-    url = urllib.parse.urljoin(address, "gradio_api/call/ask")
+def call(address: str, name: str, data: list[Any]) -> str:
+    """What the server says to values that no ordinary client would send."""
+    url = urllib.parse.urljoin(address, f"gradio_api/call/{name}")
     body = json.dumps({"data": data}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=20) as reply:
@@ -101,9 +104,14 @@ def call(address: str, picture: Any) -> str:
 def test_what_was_not_uploaded_is_not_read(address: str, tmp_path: Path, path: str, field: str) -> None:
     Image.new("RGB", (50, 50)).save(tmp_path / "private.png")
     given = {"path": None, "url": None, "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
-    said = call(address, {**given, field: str(tmp_path / "private.png") if path == "HERE" else path})
-    assert "event: error" in said
-    assert "event: complete" not in said
+    file = {**given, field: str(tmp_path / "private.png") if path == "HERE" else path}
+    common = ["scenes-llava", file, "Describe the image."]
+    asked = call(address, "ask", [*common, "greedy", 8, False, 0, 4, 0, ONE_HEAD, 0.75, False])
+    drawing = {"background": file, "layers": [file], "composite": file, "id": None}
+    led = call(address, "lead", ["scenes-llava", None, "what?", drawing, "", DIM, 1, "instaboost"])
+    for said in (asked, led):
+        assert "event: error" in said
+        assert "event: complete" not in said
 
 
 def test_files_are_not_served(address: str) -> None:
@@ -122,3 +130,11 @@ def test_it_listens_on_this_machine_only(address: str) -> None:
     for other in others:
         with pytest.raises(ConnectionRefusedError), socket.create_connection((other, parts.port), timeout=2):
             pass
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [one for one in sys.modules if one.startswith("mmattn.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(mmattn.MmattnError, match=r"mmattn\[demo\]"):
+        demo()
