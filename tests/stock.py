@@ -27,6 +27,8 @@ def inputs_of(vlm: mmattn.VLM, images: list[Any], prompts: list[str]) -> dict[st
     for row, prompt in zip(images, prompts, strict=True):
         content = [*({"type": "image"} for _ in row), {"type": "text", "text": prompt}]
         texts.append(vlm.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False))
+    if vlm.adapter.family == "llava-onevision":  # pictures that share a prompt are processed in another way
+        flat = [row for row in images if row]
     return dict(vlm.processor(images=flat, text=texts, padding=True, return_tensors="pt"))
 
 

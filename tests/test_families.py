@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import mmattn
-from mmattn.adapters import Sample
+from mmattn.adapters import Affine, Sample
 from mmattn.attention import NAME, RowCapture
 from mmattn.errors import MmattnError
 from tests.stock import eager_maps, implementation, inputs_of, is_t5, new_tokens
@@ -165,6 +165,10 @@ def _split(vlm: mmattn.VLM, prepared: Any, shown: np.ndarray) -> list[np.ndarray
     side = shown.shape[-1]
     stitched = shown[1:].reshape(*grid, side, side).transpose(0, 2, 1, 3).reshape(grid[0] * side, grid[1] * side)
     kept = unpad_image(torch.tensor(stitched)[None], (height, width))[0].numpy()
+    if vlm.adapter.family == "llava-onevision" and kept.size > 1.1**2 * 2 * 16:  # twice the base view's cells at most
+        ratio = (kept.size / (2 * 16)) ** 0.5
+        smaller = [int(length // ratio) for length in kept.shape]
+        kept = torch.nn.functional.interpolate(torch.tensor(kept)[None, None], smaller, mode="bilinear")[0, 0].numpy()
     assert kept.shape == (views[1].rows, views[1].columns)
     return [shown[0], kept]
 
@@ -179,9 +183,10 @@ def test_heat_maps_have_the_pictures_size_and_peaks_lie_inside(family: mmattn.VL
     assert read.heatmap()[min(int(y), size[1] - 1), min(int(x), size[0] - 1)] > 0
 
 
-def test_newline_tokens_belong_to_no_cell(pictures: list[Any]) -> None:
-    """LLaVA-NeXT ends each row of the tiled view with a learned vector; maps must step over it."""
-    vlm = mmattn.wrap(*FAMILIES["llava-next"]())
+@pytest.mark.parametrize("name", ["llava-next", "llava-onevision"])
+def test_newline_tokens_belong_to_no_cell(name: str, pictures: list[Any]) -> None:
+    """Each row of the tiled view ends with a learned vector; maps must step over it."""
+    vlm = mmattn.wrap(*FAMILIES[name]())
     for picture in pictures:
         prepared = vlm.adapter.prepare([Sample((picture,), "q")])[0]
         image = prepared.layout.images[0]
@@ -296,3 +301,26 @@ def test_other_language_models_inside_instructblip_are_told() -> None:
     model.config.text_config.model_type = "opt"
     with pytest.raises(MmattnError, match="InstructBLIP with a opt language model is not supported"):
         mmattn.wrap(model, processor)
+
+
+def test_pictures_that_share_a_prompt_are_padded_squares(pictures: list[Any]) -> None:
+    """LLaVA-OneVision tiles a picture that is alone; the same one beside another is shown once, in its own frame."""
+    vlm = mmattn.wrap(*FAMILIES["llava-onevision"]())
+    blue = Image.new("RGB", (120, 60), (20, 40, 200))
+    marked = blue.copy()
+    marked.paste((255, 200, 0), (84, 24, 96, 36))
+    samples = [Sample((one, blue), "q") for one in (blue, marked)] + [Sample((marked,), "q")]
+    before, after, alone = vlm.adapter.prepare(samples)
+    assert len(alone.layout.images[0].views) == 2
+    first, second = after.layout.images
+    assert (len(first.tokens), len(second.tokens)) == (17, 17)
+    assert first.views[0].to_pixels == Affine(30, 30, 0, -30)
+    change = np.abs(_shown(vlm, after.pixels[0]) - _shown(vlm, before.pixels[0]))[0]
+    assert divmod(int(change.argmax()), 4) in [(1, 2), (1, 3), (2, 2), (2, 3)]
+    assert np.count_nonzero(change > 0.5 * change.max()) <= 4
+    with torch.no_grad():
+        mixed = vlm.adapter.encode([after.pixels[0], alone.pixels[0], after.pixels[1]])
+        each = [vlm.adapter.encode([one])[0] for one in (after.pixels[0], alone.pixels[0], after.pixels[1])]
+    for together, by_itself in zip(mixed, each, strict=True):
+        torch.testing.assert_close(together, by_itself, atol=1e-5, rtol=1e-5)
+    assert bool((mixed[0][-1] == vlm.model.model.image_newline).all())

@@ -23,11 +23,17 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessor,
     LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
@@ -37,6 +43,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
+    SiglipVisionConfig,
     T5Config,
 )
 
@@ -158,6 +165,38 @@ def tiny_llava_next(spread: float = 0.25) -> tuple[Any, Any]:
     return LlavaNextForConditionalGeneration(config).eval(), processor
 
 
+def tiny_llava_onevision(spread: float = 0.25) -> tuple[Any, Any]:
+    """Tiles of 56 pixels, shrunk to the area of two."""
+    torch.manual_seed(8)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<video>"]})
+    pinpoints = [[56, 56], [56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14,
+        vision_use_head=False,
+    )  # fmt: skip
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=Qwen2Config(**_text(len(tokenizer), spread=spread)),
+        image_token_index=3,
+        video_token_index=len(tokenizer) - 1,
+        image_grid_pinpoints=pinpoints,
+        vision_aspect_ratio="anyres_max_2",
+    )
+    model = LlavaOnevisionForConditionalGeneration(config).eval()
+    torch.nn.init.normal_(model.model.image_newline)
+    processor = LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size={"height": 56, "width": 56}, image_grid_pinpoints=pinpoints),
+        tokenizer,
+        LlavaOnevisionVideoProcessor(),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+        chat_template=TEMPLATE,
+    )
+    return model, processor
+
+
 QWEN = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 QWEN_TEMPLATE = (
     "{% for message in messages %}{{ '<|user|>' }}{% for part in message['content'] %}"
@@ -272,6 +311,7 @@ def tiny_instructblip_t5(spread: float = 0.25) -> tuple[Any, Any]:
 FAMILIES = {
     "llava": tiny_llava,
     "llava-next": tiny_llava_next,
+    "llava-onevision": tiny_llava_onevision,
     "instructblip": tiny_instructblip,
     "instructblip-t5": tiny_instructblip_t5,
     "qwen2-vl": tiny_qwen2,

@@ -12,12 +12,15 @@ from mmattn.adapters.instructblip import InstructBlipAdapter
 from mmattn.adapters.layout import Affine, ImageLayout, Layout, View
 from mmattn.adapters.llava import LlavaAdapter
 from mmattn.adapters.llava_next import LlavaNextAdapter
+from mmattn.adapters.llava_onevision import LlavaOnevisionAdapter
 from mmattn.adapters.marks import Mark
 from mmattn.adapters.qwen_vl import QwenVLAdapter
 from mmattn.adapters.sample import Sample
 from mmattn.errors import MmattnError
 
-ADAPTERS: tuple[type[Adapter], ...] = (LlavaAdapter, LlavaNextAdapter, InstructBlipAdapter, QwenVLAdapter)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    LlavaAdapter, LlavaNextAdapter, LlavaOnevisionAdapter, InstructBlipAdapter, QwenVLAdapter,
+)  # fmt: skip
 
 __all__ = [
     "ADAPTERS",
@@ -47,7 +50,6 @@ NEAREST = {
     "llava_llama": "llava-hf/llava-1.5-7b-hf, the same weights as transformers loads them",
     "llava_mistral": "llava-hf/llava-v1.6-mistral-7b-hf, the same weights as transformers loads them",
     "blip-2": "InstructBLIP",
-    "llava_onevision": "LLaVA-NeXT",
     "instructblipvideo": "InstructBLIP",
     "qwen2_5_omni": "Qwen2.5-VL",
 }
