@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mmattn.adapters import Mark
     from mmattn.api import load, wrap
     from mmattn.custom import custom_generate
-    from mmattn.decoding import VCD, Boost, Capture, Generation, Method, emphasise, find_sinks, methods
+    from mmattn.decoding import IAVA, RBD, VAR, VCD, Boost, Capture, Generation, Method, emphasise, find_sinks, methods
     from mmattn.editing import edit
     from mmattn.errors import MmattnError
     from mmattn.grounding import Attention, Grounding
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "IAVA",
+    "RBD",
+    "VAR",
     "VCD",
     "VLM",
     "Attention",
@@ -40,6 +43,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "IAVA": "mmattn.decoding",
+    "RBD": "mmattn.decoding",
+    "VAR": "mmattn.decoding",
     "VCD": "mmattn.decoding",
     "VLM": "mmattn.vlm",
     "Attention": "mmattn.grounding",
@@ -60,21 +66,19 @@ _HOME = {
     "wrap": "mmattn.api",
 }
 
+_PARTS = (
+    "adapters", "attention", "bench", "decoding", "demo", "eval", "grounding", "prompting", "referring", "scenes",
+    "signals",
+)  # fmt: skip
+
 
 def __getattr__(name: str) -> Any:
     # Importing torch and transformers takes seconds; `mmattn --help` should not.
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
-    if name in (
-        "adapters",
-        "attention",
-        "decoding",
-        "eval",
-        "grounding",
-        "prompting",
-        "referring",
-        "scenes",
-        "signals",
-    ):
+    if name in _PARTS:
         return import_module(f"mmattn.{name}")
+    decoding = import_module("mmattn.decoding")
+    if name in decoding.__all__:  # every method, by the name of its class
+        return getattr(decoding, name)
     raise AttributeError(f"module 'mmattn' has no attribute {name!r}")

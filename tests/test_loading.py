@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mmattn
+from mmattn.decoding.registry import METHODS
 from mmattn.errors import MmattnError, unknown
 from tests.tiny import tiny_llava
 
@@ -119,6 +120,13 @@ def test_unknown_names_come_with_near_ones() -> None:
 
 def test_public_names_resolve() -> None:
     assert {name for name in mmattn.__all__ if getattr(mmattn, name) is None} == set()
+
+
+def test_every_method_is_at_hand_by_its_class() -> None:
+    for kind in METHODS.values():
+        assert getattr(mmattn, kind.__name__) is kind
+    with pytest.raises(AttributeError, match="Vcd"):
+        _ = mmattn.Vcd
     with pytest.raises(AttributeError, match="nonsense"):
         mmattn.nonsense  # noqa: B018
 
