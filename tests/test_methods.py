@@ -18,6 +18,7 @@ from tests.test_families import PROMPTS
 from tests.test_generate import decoder_calls
 from tests.tiny import FAMILIES
 
+HEADS = Path(__file__).parent / "data" / "heads.json"
 # Settings that change what tiny random models say, and those at which each method is the plain model.
 STRONG = {
     "vcd": "vcd(alpha=3, beta=0.01, noise_step=999)",
@@ -37,6 +38,7 @@ STRONG = {
     "dola": "dola(layers='0 1 2', beta=0.001)",
     "deco": "deco(alpha=6, layers='0-2', top_p=1, norm=1)",
     "paint": "paint(local=4, summary=3, gamma=3, beta=0.01, start=0, modulation=1)",
+    "v-seam": f"v-seam(scores={str(HEADS)!r})",
     "sid": "sid(alpha=5, beta=0.01, start=1, share=0.2)",
     "act": "act(beta=0, threshold=0.04, start=0, spared=0)",
     "cmai": "cmai(share=0.9, start=0)",
@@ -59,6 +61,7 @@ NEUTRAL = {
     "dola": ["dola(alpha=0)"],
     "deco": ["deco(alpha=0)"],
     "paint": ["paint(local=0, summary=0, gamma=1)"],
+    "v-seam": ["v-seam(strength=0)"],
     "sid": ["sid(alpha=0)"],
     "act": ["act(beta=1)"],
     "cmai": ["cmai(share=0)", "cmai(factor=1)"],

@@ -1,4 +1,4 @@
-"""`mmattn ground`, `mmattn heads rank` and `mmattn eval ground`."""
+"""`mmattn ground`, `mmattn heads` and `mmattn eval ground`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmattn.cli import options
+from mmattn.cli.seam import seam
 from mmattn.errors import MmattnError, unknown
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from mmattn.eval.variants import Variant
     from mmattn.grounding import Locator
 
-heads_app = typer.Typer(no_args_is_help=True, help="Find the heads that point at things.")
+heads_app = typer.Typer(no_args_is_help=True, help="Find the heads that point at things, or that make answers right.")
 
 INCOMPLETE = 3
 How = Annotated[
@@ -35,6 +36,7 @@ Kind = Annotated[str, typer.Option(help="What --annotations is: screenspot, ocg,
 def register(app: typer.Typer, evaluation: typer.Typer) -> None:
     """Add the commands to the program and to `mmattn eval`."""
     app.command()(ground)
+    heads_app.command()(seam)
     app.add_typer(heads_app, name="heads")
     evaluation.command(name="ground")(evaluate)
 

@@ -1,5 +1,6 @@
 """Decoding: methods as frozen dataclasses, and the batched engine that runs them."""
 
+from mmattn.decoding.ablation import Asked, measure_heads
 from mmattn.decoding.act import ACT
 from mmattn.decoding.avisc import AvisC
 from mmattn.decoding.boost import Boost
@@ -21,6 +22,7 @@ from mmattn.decoding.rbd import RBD
 from mmattn.decoding.recorder import Capture
 from mmattn.decoding.registry import MethodInfo, methods, resolve, split_methods
 from mmattn.decoding.sampling import Sampling
+from mmattn.decoding.seam import VSEAM
 from mmattn.decoding.sid import SID
 from mmattn.decoding.sinks import Sinks, find_sinks
 from mmattn.decoding.split_softmax import SplitSoftmax
@@ -43,6 +45,8 @@ __all__ = [
     "VAR",
     "VCD",
     "VHR",
+    "VSEAM",
+    "Asked",
     "AttentionPrompt",
     "AvisC",
     "Boost",
@@ -65,6 +69,7 @@ __all__ = [
     "Step",
     "emphasise",
     "find_sinks",
+    "measure_heads",
     "methods",
     "resolve",
     "split_methods",

@@ -26,6 +26,7 @@ from mmattn.decoding.paint import PAINT
 from mmattn.decoding.pasta import PASTA
 from mmattn.decoding.prompted import AttentionPrompt
 from mmattn.decoding.rbd import RBD
+from mmattn.decoding.seam import VSEAM
 from mmattn.decoding.sid import SID
 from mmattn.decoding.split_softmax import SplitSoftmax
 from mmattn.decoding.spotlight import SpotLight
@@ -34,7 +35,7 @@ from mmattn.decoding.vcd import VCD
 from mmattn.decoding.vhr import VHR
 from mmattn.errors import MmattnError, unknown
 
-_EDITS = (Boost, VAR, PAI, PAINT, VHR, InstABoost, PASTA, SpotLight, SplitSoftmax, ACT, CMAI)
+_EDITS = (Boost, VAR, PAI, PAINT, VHR, VSEAM, InstABoost, PASTA, SpotLight, SplitSoftmax, ACT, CMAI)
 _CONTRASTS = (VCD, ICD, M3ID, IAVA, AvisC, SID, RBD)
 _LAYERS = (DoLa, DeCo)
 METHODS: dict[str, type[Method]] = {
