@@ -23,17 +23,12 @@ GRIDS: dict[str, list[str]] = {
     "m3id": ["m3id", "m3id(rate=0.1, beta=0.1)", "m3id(rate=0.005)"],
     "iava": ["iava", "iava(alpha=0.3)", "iava(lam=0.5)"],
     "avisc": ["avisc", "avisc(alpha=1)", "avisc(alpha=1, lam=0)"],
-    "sid": ["sid", "sid(alpha=0.5)", "sid(share=0.087)"],
     "rbd": ["rbd", "rbd(alpha_t=0.5, alpha_v=0.3)", "rbd(alpha_t=1, alpha_v=0.5, share=0.5)"],
-    "act": ["act", "act(start=1, threshold=0.05)", "act(beta=0, start=0, spared=0)"],
-    "cmai": ["cmai", "cmai(share=0.2, start=0)", "cmai(share=0.8, factor=0.5, start=0)"],
     "paint": [
         "paint",
         "paint(start=0, local=0.3, summary=0.2)",
         "paint(start=0, local=0.3, summary=0.2, modulation=1)",
     ],
     "sid": ["sid", "sid(alpha=0.5)", "sid(start=1)", "sid(share=0.087)"],
-    "dola": ["dola", "dola(layers='low')", "dola(alpha=0.3)", "dola(norm=1)"],
-    "deco": ["deco", "deco(alpha=0.1)", "deco(layers='2-4', norm=1)"],
     "api": ["api", "api(strength=0.5)", "api(scorer='clip')", "api(scorer='clip', strength=0.5)"],
 }

@@ -191,7 +191,7 @@ def tune(model: Any, args: argparse.Namespace, budget: Budget) -> None:
                 results = budget.spend(
                     lambda label=label: asked(model, benchmarks, label, args.out / "tune", args.batch_size, args.seed)
                 )
-            except MmattnError as error:
+            except (MmattnError, RuntimeError) as error:
                 print(f"{label} left out: {first_line(error)}", flush=True)
                 continue
             tried[label] = round(score(results, label), 5)
@@ -232,6 +232,7 @@ def compare(model: Any, vlm: mmattn.VLM, args: argparse.Namespace, budget: Budge
         "versions": provenance.versions(), "commit": provenance.commit(), "swaps": SWAPS, "rows": {},
     }  # fmt: skip
     rows, base = rows_of(args), resolve("greedy").label
+    report["rows"] |= {label: before[label] for label in rows if label in before}  # should time run out
     for label, kind in rows.items():
         if not budget.allows():
             break
@@ -241,7 +242,7 @@ def compare(model: Any, vlm: mmattn.VLM, args: argparse.Namespace, budget: Budge
                 lambda label=label: asked(model, benchmarks, label, runs, args.batch_size, args.seed)
             )
             row |= judged(results, label, benchmarks, runs, base)
-        except MmattnError as error:
+        except (MmattnError, RuntimeError) as error:  # one method's failure must not take the others along
             if label == base:
                 raise
             row["failed"] = first_line(error)

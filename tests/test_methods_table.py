@@ -17,6 +17,7 @@ from benchmarks.methods_report import markdown, swapped
 from mmattn.decoding import resolve
 from mmattn.decoding.registry import METHODS
 from mmattn.eval import stats
+from tests.tiny import tiny_llava
 
 
 def _counts(values: list[tuple[float, float]]) -> stats.Counts:
@@ -86,9 +87,30 @@ def test_tuned_and_compared_and_gone_on_with(
     assert page == markdown(report)
     assert page.count("`boost(strength=1.3)` (tuned)") == 2
     lines = (tmp_path / "val" / "boost" / "samples.jsonl").read_text()
+    with monkeypatch.context() as short:  # a run that is stopped after greedy loses nothing
+        short.setattr(program.Budget, "allows", lambda budget: budget.longest == 0)
+        program.main(words)
+    assert json.loads((tmp_path / "methods.json").read_text())["rows"] == report["rows"]
     program.main(words)
     assert (tmp_path / "val" / "boost" / "samples.jsonl").read_text() == lines
     assert json.loads((tmp_path / "methods.json").read_text())["rows"] == report["rows"]
+
+
+def test_a_method_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_model: Any, _benchmarks: Any, methods: list[str], *_: Any, **__: Any) -> Any:
+        if methods == ["boost"]:
+            raise RuntimeError("no kernel for this\nmore")
+        return {"metrics": {}, "timing": {"total": 0}}
+
+    monkeypatch.setattr(program, "evaluate", fail)
+    monkeypatch.setattr(program, "judged", lambda *_: {"metrics": {}, "differences": {}, "p": {}, "seconds": 0})
+    monkeypatch.setattr(program, "benchmarks_of", lambda *_: [])
+    monkeypatch.setattr(program, "markdown", lambda report: "")
+    args = program.arguments(["--out", str(tmp_path), "--methods", "boost,vcd", "--time-batch", "0"])
+    model: Any = mmattn.wrap(*tiny_llava())
+    program.compare(model, model, args, program.Budget(float("inf"), 0.0))
+    rows = json.loads((tmp_path / "methods.json").read_text())["rows"]
+    assert [rows[label].get("failed") for label in ("greedy", "boost", "vcd")] == [None, "no kernel for this", None]
 
 
 def test_time_is_that_of_a_further_token(vlm: mmattn.VLM, pictures: list[Any], monkeypatch: Any) -> None:
