@@ -97,8 +97,8 @@ def own_device(device: str | None) -> str | None:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
-def earlier(out: Path, settings: Mapping[str, Any], strict: bool) -> list[Record]:
-    """Answers in a run folder and in those of its parts.
+def earlier(out: Path, settings: Mapping[str, Any], strict: bool) -> tuple[list[Record], list[str]]:
+    """Answers in a run folder and in those of its parts, and the commits that wrote them.
 
     `settings` as JSON reads them. A part that belongs to a run with other settings is passed over, if not `strict`.
 
@@ -106,13 +106,14 @@ def earlier(out: Path, settings: Mapping[str, Any], strict: bool) -> list[Record
         MmattnError: the folder belongs to a run with other settings.
     """
     records: dict[Key, Record] = {}
+    commits: list[str] = []
     for head in [out / HEAD, *sorted(out.glob(f"shards/*/{HEAD}"))]:
         try:
             if head.is_file():
-                check_settings(head, settings)
+                commits += check_settings(head, settings)
                 found = read_records(head.parent / SAMPLES)[0]
                 records |= {record.key: record for record in found if record.status == "done"}
         except MmattnError:
             if strict or head.parent == out:
                 raise
-    return list(records.values())
+    return list(records.values()), commits

@@ -83,7 +83,10 @@ def evaluate(
             crew.gather(None)
         if main or shard:
             _list(folder, benchmarks)
-        known = {one.key: one for found in crew.gather(earlier(out, folder.settings, main)) for one in found}
+        before = crew.gather(earlier(out, folder.settings, main))
+        known = {one.key: one for records, _ in before for one in records}
+        if main:
+            folder.credit(commit for _, commits in before for commit in commits)
         mine = part.chosen(every)
         todo = [task for task in mine if task.key not in known]
         asking = Asking(model, named, batch_size, seed, known_from(every, known))

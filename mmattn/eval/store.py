@@ -92,6 +92,13 @@ class RunFolder:
             raise _unwritable(self.path / SAMPLES, error) from error
         self.records.extend(records)
 
+    def credit(self, commits: Iterable[str]) -> None:
+        """Note commits that wrote parts of this run elsewhere; the last one stays the one that writes now."""
+        others = [one for one in dict.fromkeys(commits) if one not in self.commits]
+        if others:
+            self.commits = [*others, *self.commits]
+            self._write_head()
+
     def settle(self, order: Iterable[Key]) -> None:
         """Bring the records into an order, so that the file is the same however the run came about."""
         places = {key: place for place, key in enumerate(order)}
@@ -117,9 +124,12 @@ class RunFolder:
             self.commits = check_settings(head, self.settings)
         if self._commit and self._commit not in self.commits:
             self.commits.append(self._commit)
-        self.write(HEAD, _pretty({"settings": self.settings, "commits": self.commits}))
+        self._write_head()
         self.records = _recover(samples)
         self._samples = samples.open("ab")
+
+    def _write_head(self) -> None:
+        self.write(HEAD, _pretty({"settings": self.settings, "commits": self.commits}))
 
 
 def forget(path: Path) -> None:

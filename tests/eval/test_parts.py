@@ -19,7 +19,7 @@ import pytest
 
 from mmattn.errors import MmattnError
 from mmattn.eval.asking import Asked, Said, batches, tasks
-from mmattn.eval.parts import Part
+from mmattn.eval.parts import Part, own_device
 from tests.eval.fakes import FakeModel, World
 from tests.eval.runs import answers, benchmarks, numbers, run
 from tests.eval.test_cli import data, invoke
@@ -65,6 +65,17 @@ def test_shards_are_put_together(world: World, undisturbed: Path, tmp_path: Path
     assert numbers(run(world, out, last)) == numbers(expected)
     assert last.calls == 0
     assert answers(out) == answers(undisturbed)
+
+
+def test_the_commits_of_shards_are_kept(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, commit in ((1, "a"), (2, "b")):
+        monkeypatch.setattr("mmattn.eval.provenance.commit", lambda commit=commit: commit)
+        run(world, tmp_path, shard=Part(number, 2))
+    monkeypatch.setattr("mmattn.eval.provenance.commit", lambda: "c")
+    for _ in range(2):
+        results = run(world, tmp_path)
+        assert (results["commits"], results["commit"]) == (["a", "b", "c"], "c")
+    assert json.loads((tmp_path / "run.json").read_text())["commits"] == ["a", "b", "c"]
 
 
 def test_what_a_missing_shard_leaves_is_asked(world: World, undisturbed: Path, tmp_path: Path) -> None:
@@ -169,6 +180,28 @@ def test_shards_on_the_command_line(
         assert "without --shard" in result.stderr
     assert invoke(*words).stdout == invoke("pope", *data(world), "--limit", 4, "--out", tmp_path / "one").stdout
     assert [model.calls > 0 for model in models] == [True, True, False, True]
+
+
+def test_a_model_over_several_gpus_or_one_for_each_process(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    monkeypatch.setattr(
+        "mmattn.cli.eval.load_model", lambda *given, **named: loaded.append((given, named)) or FakeModel()
+    )
+    words = ["pope", *data(world), "--limit", 2, "--out", tmp_path]
+    assert invoke(*words, "--device-map", "auto").exit_code == 0
+    assert loaded == [(("scenes-llava", None, None), {"device_map": "auto"})]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert own_device(None) is None
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert own_device("cpu") == "cpu"
+    for rank, device in enumerate(("cuda:0", "cuda:1", "cuda:0", "cuda:1")):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert own_device(None) == own_device("cuda") == device
+    refused = invoke(*words, "--device-map", "auto", "--fresh")
+    assert "each of several processes wants its own" in str(refused.exception)
 
 
 def test_accelerate_launch(world: World, tmp_path: Path) -> None:
