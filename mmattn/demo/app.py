@@ -31,6 +31,7 @@ CSS = """
 .dark .words .text {color: #f3f4f6}
 .thumbs .grid-wrap {max-height: none !important; min-height: 0 !important; height: auto !important; padding: 4px}
 .thumbs .grid-container {grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)) !important; gap: 6px}
+@media (max-width: 640px) {#examples .grid-container {grid-template-columns: repeat(6, 1fr) !important}}
 .thumbs .thumbnail-lg {width: 100% !important; height: auto !important}
 .thumbs .caption-label {font-size: 11px; padding: 1px 4px}
 """

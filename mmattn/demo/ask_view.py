@@ -53,7 +53,7 @@ def drawn(asked: Asked | None, view: View) -> tuple[Any, str]:
     share = float(read.weights[:, :, list(rows)].sum(-1).mean())
     x, y = read.peak(rows=list(rows), **view.chosen())
     place = f"layer {view.layer}, head {view.head}" if view.how == ONE_HEAD else view.how
-    word = html.escape(asked.words(view.where)[view.word].text.strip())
+    word = html.escape(asked.words(view.where)[view.word].text.strip(" \n\t.,;:!?"))
     line = (
         f"<b>{word}</b> ({place}): strongest at x = {x:.0f}, y = {y:.0f}. "
         f"Over all layers and heads it spends {share:.0%} of its attention on the picture."
@@ -73,6 +73,7 @@ def told_of(asked: Asked, examples: Examples) -> str:
     """A line about the answer, as HTML; on an example with what the answer invents."""
     ends = {"length": ", cut off at the length limit", "stopped": ", stopped"}.get(asked.finish, "")
     count = len(asked.token_ids)
-    line = f"{count} tokens in {asked.seconds:.2f} s ({asked.seconds / max(count, 1) * 1000:.0f} ms each){ends}."
+    tokens = "1 token" if count == 1 else f"{count} tokens"
+    line = f"{tokens} in {asked.seconds:.2f} s ({asked.seconds / max(count, 1) * 1000:.0f} ms each){ends}."
     invented = dict.fromkeys(one.object for one in examples.mentions(asked.picture, asked.text) if not one.there)
     return f"{line} <b>Not in the picture: {', '.join(invented)}.</b>" if invented else line
