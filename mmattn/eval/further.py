@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def extras(benchmarks: Sequence[Benchmark], records: Sequence[Record], labels: S
 
 
 def write_answers(benchmarks: Sequence[Benchmark], records: Sequence[Record], labels: Sequence[str], out: Path) -> None:
-    """Each benchmark's answers in its own format, a folder per benchmark and method."""
+    """Each benchmark's answers in its own format, a folder per benchmark and method; those of an earlier run go."""
+    shutil.rmtree(out / "answers", ignore_errors=True)
     for benchmark in benchmarks:
         for label in labels if isinstance(benchmark, Further) else ():
             assert isinstance(benchmark, Further)

@@ -78,7 +78,11 @@ def test_what_is_said_of_all_methods_is_said_once() -> None:
 
 def test_a_run_tells_it_and_writes_answers_for_other_scorers(world: World, tmp_path: Path) -> None:
     out = tmp_path / "run"
+    stale = out / "answers" / "pope-random-other" / "answers.jsonl"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
     results = run(world, out)
+    assert not stale.exists()
     said = results["extras"]["pope-random"]["greedy"]["scorers"]
     assert said["answers"] == 18
     assert said["scorers"]["official"]["accuracy"] == results["metrics"]["pope-random"]["greedy"]["accuracy"]["value"]
