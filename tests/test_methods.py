@@ -69,7 +69,7 @@ NEUTRAL = {
 }
 # Methods that need a class token in the vision tower, and families that have none.
 CLASS_TOKEN = {"paint"}
-WITHOUT = {"qwen-vl"}
+WITHOUT = {"qwen-vl", "llava-onevision"}
 
 
 def refuses(family: mmattn.VLM, name: str) -> bool:

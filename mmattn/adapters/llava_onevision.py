@@ -13,6 +13,7 @@ from mmattn.adapters.base import Pixels, Prepared, Shares, content_key
 from mmattn.adapters.layout import Affine, View
 from mmattn.adapters.llava_next import LlavaNextAdapter
 from mmattn.adapters.sample import Sample
+from mmattn.adapters.tower import without_class_token
 
 
 class LlavaOnevisionAdapter(LlavaNextAdapter):
@@ -36,6 +37,9 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
             self.prepare_one(sample, tuple(pixels[len(sample.images) > 1, key] for key in sample.image_keys))
             for sample in samples
         ]
+
+    def class_attention(self, pictures: Sequence[Pixels], layers: Sequence[int]) -> list[torch.Tensor]:  # noqa: ARG002
+        raise without_class_token(self.model.config.vision_config.model_type)
 
     def received(self, inputs: Mapping[str, torch.Tensor]) -> list[Pixels]:
         found = super().received(inputs)

@@ -68,9 +68,7 @@ class VSEAM(Method):
     def edits(self) -> tuple[Edit, ...]:
         if not self.strength:
             return ()
-        if not self.scores:
-            raise MmattnError("V-SEAM needs scores of the heads, scores='FILE'", MEASURE)
-        table = _table(self.scores, self.digest)
+        table = _table(self.scores, self.digest) if self.scores else ()
         return (Modulate(tuple(tuple(map(self._scale, row)) for row in table)),)
 
     def _scale(self, delta: float) -> float:
@@ -113,6 +111,8 @@ class Modulate(Edit):
     scales: Table
 
     def wants(self, layer: int, depth: int) -> bool:
+        if not self.scales:
+            raise MmattnError("V-SEAM needs scores of the heads, scores='FILE'", MEASURE)
         if len(self.scales) != depth:
             raise MmattnError(
                 f"V-SEAM's scores are of a model with {len(self.scales)} layers, this one has {depth}", MEASURE

@@ -15,6 +15,7 @@ from mmattn.decoding.fast.parts import NotFastError, take_apart
 from mmattn.decoding.method import Method
 from mmattn.decoding.recorder import Capture
 from mmattn.decoding.sampling import Sampling
+from mmattn.errors import MmattnError
 
 LOG = logging.getLogger("mmattn")
 
@@ -103,6 +104,8 @@ class Lanes:
         except torch.cuda.OutOfMemoryError:
             kept.clear()
             raise
+        except MmattnError:
+            raise  # what the user asked for, not what the device can
         except NotFastError as reason:
             self._refuse(adapter, str(reason))
         except Exception as error:  # whatever a compiler or driver may say: the plain way still works
