@@ -3,7 +3,7 @@
     python -m benchmarks.methods_table --tune --out runs/methods --device cuda --batch-size 256
     python -m benchmarks.methods_table --out runs/methods --device cuda --batch-size 256 [--limit 100] [--seconds 300]
 
-The first command tries the settings of `benchmarks.methods_grids` on pictures of `tune` and writes `settings.json`;
+The first command tries the settings of `benchmarks._methods_grids` on pictures of `tune` and writes `settings.json`;
 the second asks val under every method at its defaults, and under the settings found, and writes `methods.json` and
 `methods.md` after each. Both may be stopped at any time: the same command goes on. Nothing is tuned on val.
 
@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 import mmattn
-from benchmarks.methods_grids import GRIDS
-from benchmarks.methods_report import SWAPS, markdown, swapped
+from benchmarks._methods_grids import GRIDS
+from benchmarks._methods_report import SWAPS, markdown, swapped
 from mmattn import scenes
 from mmattn.decoding import resolve
 from mmattn.errors import MmattnError, first_line

@@ -12,8 +12,8 @@ import pytest
 
 import mmattn
 from benchmarks import methods_table as program
-from benchmarks.methods_grids import GRIDS
-from benchmarks.methods_report import markdown, swapped
+from benchmarks._methods_grids import GRIDS
+from benchmarks._methods_report import markdown, swapped
 from mmattn.decoding import resolve
 from mmattn.decoding.registry import METHODS
 from mmattn.eval import stats
