@@ -251,6 +251,7 @@ class VLM:
         prompt: str,
         answer: str | Sequence[int] | Generation | None = None,
         *,
+        pointing: Sequence[tuple[int, int]] | None = None,
         divergence: bool = True,
         max_new_tokens: int = 64,
     ) -> Signals:
@@ -260,6 +261,7 @@ class VLM:
             image: a picture or several.
             prompt: the user's words.
             answer: text, token ids or a `Generation`; by default the model's own, greedily decoded.
+            pointing: (layer, head) pairs that tell where a word looks; all by default.
             divergence: read the answer without the picture, too, and tell how far each head's output moves.
             max_new_tokens: longest answer of the model's own.
 
@@ -275,7 +277,7 @@ class VLM:
             answer = self._token_ids("answer", answer.token_ids if isinstance(answer, Generation) else answer)
         if not answer:
             raise MmattnError("The answer to read is empty", "Pass some text, or ask something else.")
-        return read(self.adapter, [Sample(pictures, prompt, answer)], self.grounding_heads, divergence)[0]
+        return read(self.adapter, [Sample(pictures, prompt, answer)], pointing, divergence)[0]
 
     def guide(
         self,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmattn.adapters import Adapter, Embedded, Prepared, Sample, Shares
+from mmattn.checks import whole
 from mmattn.errors import MmattnError
 from mmattn.grounding.attention import Attention
 from mmattn.grounding.tokens import character_ranges
@@ -229,10 +230,11 @@ def _call(adapter: Adapter, batch: Embedded, capture: Masses | None, edits: Sequ
 
 def _heads(adapter: Adapter, pairs: Pairs | None) -> dict[int, list[int]]:
     """Heads by layer."""
+    depth, count = len(adapter.attention_layers), adapter.model.config.get_text_config().num_attention_heads
     if not pairs:
-        count = adapter.model.config.get_text_config().num_attention_heads
-        return {layer: list(range(count)) for layer in range(len(adapter.attention_layers))}
+        return {layer: list(range(count)) for layer in range(depth)}
     found: dict[int, list[int]] = {}
     for layer, head in pairs:
-        found.setdefault(layer, []).append(head)
+        place = whole("A layer of pointing", layer, 0, depth - 1)
+        found.setdefault(place, []).append(whole("A head of pointing", head, 0, count - 1))
     return found

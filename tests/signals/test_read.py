@@ -143,6 +143,16 @@ def test_words_and_where_they_look(vlm: mmattn.VLM) -> None:
     assert found.to_json()["words"][1]["place"] == [pytest.approx(x), pytest.approx(y)]
 
 
+def test_chosen_heads_tell_where_a_word_looks(vlm: mmattn.VLM) -> None:
+    picture = _picture((120, 60))
+    found = vlm.signals(picture, PROMPT, ANSWERS[0], pointing=[(2, 1), (0, 3)])
+    read_ = vlm.attend(picture, PROMPT, ANSWERS[0], rows="answer").weights[:, :, :-1]
+    expected = (read_[2, 1] + read_[0, 3]) / 2
+    torch.testing.assert_close(found.looked.weights[0, 0, 1:], expected, atol=1e-5, rtol=0)
+    with pytest.raises(MmattnError, match="A head of pointing"):
+        vlm.signals(picture, PROMPT, ANSWERS[0], pointing=[(2, 4)])
+
+
 def test_the_models_own_answer_is_read(vlm: mmattn.VLM) -> None:
     picture = _picture((56, 56))
     answer = vlm.generate(picture, PROMPT, max_new_tokens=5)[0]
