@@ -10,6 +10,7 @@ import typer
 
 from mmattn.cli import eval as evaluation
 from mmattn.cli.options import LONGEST, AsJson, BatchSize, Device, DeviceMap, Dtype, Model, Seed
+from mmattn.cli.running import STATUS, Job, run
 from mmattn.errors import MmattnError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ RULED = ("amber", "hallusion")
 def register(app: typer.Typer) -> None:
     """Add the commands to `mmattn eval`."""
     for name, text in HELP.items():
-        app.command(name=name, help=text, epilog=evaluation.STATUS)(_command(name))
+        app.command(name=name, help=text, epilog=STATUS)(_command(name))
 
 
 def _command(name: str) -> Callable[..., None]:
@@ -57,7 +58,7 @@ def _command(name: str) -> Callable[..., None]:
         sweep: evaluation.Sweep = None,
         by: evaluation.By = "f1",
     ) -> None:
-        job = evaluation.Job(
+        job = Job(
             model, method, device, dtype, batch_size, seed, out, as_json, fresh, shard, device_map, sweep or [], by
         )
 
@@ -71,7 +72,7 @@ def _command(name: str) -> Callable[..., None]:
             source = Source(data, _folder(name, data, images), scorer)
             return [OPENERS[name](source, max_new_tokens=max_new_tokens, limit=limit)]
 
-        evaluation.run(name, job, benchmarks, evaluation.by_scores if scorer == "logits" else None)
+        run(name, job, benchmarks, evaluation.by_scores if scorer == "logits" else None)
 
     return command
 

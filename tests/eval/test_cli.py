@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from mmattn.cli import eval as command
+from mmattn.cli import running
 from mmattn.errors import MmattnError
 from tests.eval.fakes import FakeModel, World
 
@@ -21,7 +22,7 @@ APP.add_typer(command.app, name="eval")
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     model = FakeModel()
 
-    monkeypatch.setattr(command, "load_model", lambda name, device, dtype: model)
+    monkeypatch.setattr(running, "load_model", lambda name, device, dtype: model)
     return model
 
 
@@ -106,7 +107,7 @@ def test_answers_by_scores(world: World, tmp_path: Path, monkeypatch: pytest.Mon
             assert (scores, given["max_new_tokens"]) == ([3, 2], 1)
             return [type("", (), {"scores": {3: 0, 2: 1}, "token_ids": (), "finish_reason": "length"}) for _ in prompts]
 
-    monkeypatch.setattr(command, "load_model", lambda name, device, dtype: Chooser())
+    monkeypatch.setattr(running, "load_model", lambda name, device, dtype: Chooser())
     result = invoke(
         "pope", *data(world), "--split", "random", "--scorer", "logits", "--out", tmp_path / "run", "--json"
     )
@@ -150,7 +151,7 @@ def test_interruption_before_the_first_question_promises_nothing(
     def load(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "load_model", load)
+    monkeypatch.setattr(running, "load_model", load)
     result = invoke("pope", *data(world), "--out", tmp_path / "run", "--fresh")
     assert result.exit_code == 130
     assert "kept" not in result.stderr

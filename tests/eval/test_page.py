@@ -154,7 +154,7 @@ def test_the_plot_shows_recall_against_what_is_invented(monkeypatch: pytest.Monk
 
 
 def test_the_command_writes_the_page(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmattn.cli.eval.load_model", lambda *_: FakeModel())
+    monkeypatch.setattr("mmattn.cli.running.load_model", lambda *_: FakeModel())
     result = invoke("pope", *data(world), "--out", tmp_path, "--method", "greedy,vcd,vcd(alpha=0.5)", "--limit", 3)
     assert result.exit_code == 0, result.output
     text = (tmp_path / "report.html").read_text()

@@ -172,7 +172,7 @@ def test_shards_on_the_command_line(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models: list[FakeModel] = []
-    monkeypatch.setattr("mmattn.cli.eval.load_model", lambda *_: models.append(FakeModel()) or models[-1])
+    monkeypatch.setattr("mmattn.cli.running.load_model", lambda *_: models.append(FakeModel()) or models[-1])
     words = ["pope", *data(world), "--limit", 4, "--out", tmp_path / "run"]
     for shard in ("1/2", "2/2"):
         result = invoke(*words, "--shard", shard)
@@ -187,7 +187,7 @@ def test_a_model_over_several_gpus_or_one_for_each_process(
 ) -> None:
     loaded: list[Any] = []
     monkeypatch.setattr(
-        "mmattn.cli.eval.load_model", lambda *given, **named: loaded.append((given, named)) or FakeModel()
+        "mmattn.cli.running.load_model", lambda *given, **named: loaded.append((given, named)) or FakeModel()
     )
     words = ["pope", *data(world), "--limit", 2, "--out", tmp_path]
     assert invoke(*words, "--device-map", "auto").exit_code == 0

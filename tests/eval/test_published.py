@@ -11,8 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from mmattn.cli import eval as command
-from mmattn.cli import published
+from mmattn.cli import published, running
 from mmattn.eval.further import notes
 from mmattn.eval.mmhal import MmHal, load_mmhal
 from mmattn.eval.published import OPENERS
@@ -45,7 +44,7 @@ def invoke(*words: object) -> Result:
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     model = FakeModel()
-    monkeypatch.setattr(command, "load_model", lambda name, device, dtype: model)
+    monkeypatch.setattr(running, "load_model", lambda name, device, dtype: model)
     return model
 
 

@@ -132,7 +132,7 @@ def test_the_choice_is_made_on_other_pictures_than_the_report(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Tuned(world)
-    monkeypatch.setattr("mmattn.cli.eval.load_model", lambda *_: model)
+    monkeypatch.setattr("mmattn.cli.running.load_model", lambda *_: model)
     words = ["pope", *data(world), "--method", "greedy,vcd", "--sweep", "alpha=0.5,2", "--out", tmp_path / "run"]
     result = invoke(*words)
     assert result.exit_code == 0, result.output
@@ -159,7 +159,7 @@ def test_the_scenes_have_pictures_for_tuning(world: World, tmp_path: Path, monke
         return SimpleNamespace(instances=world.instances, captions=world.captions, images=world.images)
 
     monkeypatch.setattr(scenes, "dataset", dataset)
-    monkeypatch.setattr("mmattn.cli.eval.load_model", lambda *_: FakeModel())
+    monkeypatch.setattr("mmattn.cli.running.load_model", lambda *_: FakeModel())
     result = invoke("chair", "--method", "vcd", "--sweep", "alpha=1,2", "--out", tmp_path, "--limit", 4)
     assert result.exit_code == 0, result.output
     assert asked == ["val", "tune"]
