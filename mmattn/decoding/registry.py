@@ -71,7 +71,8 @@ def methods() -> list[MethodInfo]:
 def _info(name: str, kind: type[Method]) -> MethodInfo:
     method = kind()
     alone = not (method.rules or method.branches() or method.repaints)
-    what = "picture" if method.repaints else "rule" if method.rules else "edit" if method.edits() else "plain"
+    edits = kind.edits is not Method.edits  # without asking for them: some need a file first
+    what = "picture" if method.repaints else "rule" if method.rules else "edit" if edits else "plain"
     there = "mmattn.edit" if alone else "" if method.repaints else "mmattn.custom_generate"
     parameters = {one.name: one.default for one in dataclasses.fields(kind)}
     return MethodInfo(name, kind.card, what, there, parameters, _meanings(kind, parameters))

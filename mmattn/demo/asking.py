@@ -10,6 +10,7 @@ from threading import Event
 import torch
 
 import mmattn
+from mmattn.demo.controls import harmless
 from mmattn.demo.state import Asked, Picture, Settings
 from mmattn.demo.streaming import Stream
 from mmattn.demo.words import answer_words, prompt_words
@@ -25,6 +26,7 @@ def ask(
         MmattnError: no picture, no question, or a setting out of range.
     """
     shown, prompt = checked(picture, prompt)
+    harmless(settings.method)
     begin = time.perf_counter()
     stream: Stream[list[mmattn.Generation]] = Stream(
         lambda on_token: model.generate(

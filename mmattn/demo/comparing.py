@@ -13,6 +13,7 @@ from typing import Any
 import mmattn
 from mmattn.decoding import Combined, Method, resolve
 from mmattn.demo.asking import checked
+from mmattn.demo.controls import harmless
 from mmattn.demo.examples import Examples, Mention
 from mmattn.demo.state import Picture, Settings
 from mmattn.demo.streaming import Stream
@@ -49,12 +50,12 @@ def compare(
     """The answers so far, again and again. A method that cannot be used says so in its place.
 
     Raises:
-        MmattnError: no picture, no question, or fewer than two methods.
+        MmattnError: no picture, no question, or fewer than two methods, or one that names a file.
     """
     shown, prompt = checked(picture, prompt)
     if len(methods) < 2:
         raise mmattn.MmattnError("There is nothing to compare", "Choose two methods at least.")
-    results = [Result(one) for one in methods]
+    results = [Result(harmless(one)) for one in methods]
     for number, method in enumerate(methods):
         if stop.is_set():
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import gradio as gr
 
 import mmattn
+
+# Hyper-parameters that are words. All others that take text are left out: they may name files of the server.
+WORDS = frozenset({"dimensions", "on", "heads", "role", "general", "layers", "layer", "head", "scorer"})
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,33 @@ class Parameter:
 
 
 def parameters(methods: Sequence[str]) -> list[Parameter]:
-    """All hyper-parameters of these methods, in order."""
+    """The hyper-parameters of these methods that visitors may set, in order."""
     known = {one.name: one.parameters for one in mmattn.methods()}
-    return [Parameter(method, name, default) for method in methods for name, default in known[method].items()]
+    return [
+        Parameter(method, name, default)
+        for method in methods
+        for name, default in known[method].items()
+        if isinstance(default, (int, float)) or name in WORDS
+    ]
+
+
+def harmless(method: str) -> str:
+    """`method`, if it names no file.
+
+    Raises:
+        MmattnError: it cannot be read, or sets a hyper-parameter that visitors may not set.
+    """
+    try:
+        words = [one for one in ast.walk(ast.parse(method.strip(), mode="eval")) if isinstance(one, ast.keyword)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise mmattn.MmattnError(f"Cannot read the method {method!r}", 'Write for example "var(p=0.5)+vcd".') from error
+    for word in words:
+        number = isinstance(word.value, (ast.Constant, ast.UnaryOp)) and not isinstance(
+            getattr(word.value, "value", None), (str, bytes)
+        )
+        if word.arg not in WORDS and not number:
+            raise mmattn.MmattnError(f"{word.arg} cannot be set on this page", "Use it in Python: it names a file.")
+    return method
 
 
 def expression(methods: Sequence[str], values: Sequence[Any]) -> str:

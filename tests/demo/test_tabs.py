@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,9 +16,10 @@ from PIL import Image
 import mmattn
 from mmattn.decoding import VAR, resolve
 from mmattn.demo import grounding
+from mmattn.demo.asking import ask
 from mmattn.demo.compare import CompareTab
 from mmattn.demo.comparing import DIFFERS, INVENTED, Result, compare, cost, marked, pieces, told_of
-from mmattn.demo.controls import expression, parameters
+from mmattn.demo.controls import expression, harmless, parameters
 from mmattn.demo.desk import Desk, Shop
 from mmattn.demo.examples import Mention
 from mmattn.demo.ground import GroundTab
@@ -31,6 +33,7 @@ from tests.demo.test_ask import run
 from tests.tiny import FAMILIES
 
 NAME = "scenes-llava"
+REFUSED = re.compile("cannot be set|Cannot read")
 SETTINGS = Settings(NAME, max_new_tokens=32)
 ASKED = "Describe the image."
 
@@ -74,15 +77,42 @@ def exported(shop: Shop, made: Any, folder: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("method", [one.name for one in mmattn.methods()])
 def test_controls_come_from_the_methods_own_fields(method: str) -> None:
     fields = parameters([method])
-    assert {one.name: one.default for one in fields} == next(
-        one.parameters for one in mmattn.methods() if one.name == method
-    )
+    known = next(one.parameters for one in mmattn.methods() if one.name == method)
+    hidden = set(known) - {one.name for one in fields}
+    assert hidden <= {"scores", "digest", "clip"}, "a new hyper-parameter is shown, or known to name a file"
+    assert {one.name: one.default for one in fields} == {k: v for k, v in known.items() if k not in hidden}
     assert expression([method], [one.default for one in fields]) == method
     other = {one.name: 0.5 for one in fields if type(one.default) is float and one.name != "gamma"}
     changed = [other.get(one.name, one.default) for one in fields]
     written = expression([method, "vcd"], [*changed, *(one.default for one in parameters(["vcd"]))])
     single = written.removesuffix("+vcd")
     assert resolve(single).settings() == {**resolve(method).settings(), **other}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "v-seam(scores='/etc/passwd')", "vcd+api(scorer='clip', clip='/tmp')", "v-seam(scores=('/etc/passwd'))",
+        "v-seam(scores=r'x')", "v-seam(digest=b'x')", "v-seam(**{'scores': 'x'})", "v-seam(scores='x'", "(" * 500,
+    ],
+)  # fmt: skip
+def test_methods_that_name_files_are_refused(model: mmattn.VLM, picture: Picture, method: str) -> None:
+    with pytest.raises(mmattn.MmattnError, match=REFUSED):
+        harmless(method)
+    with pytest.raises(mmattn.MmattnError, match=REFUSED):
+        list(compare(model, picture, ASKED, ["greedy", method], SETTINGS, Event()))
+    with pytest.raises(mmattn.MmattnError, match=REFUSED):
+        list(ask(model, picture, ASKED, Settings(NAME, method), Event()))
+
+
+def test_ordinary_methods_are_harmless() -> None:
+    for method in (
+        "greedy",
+        " split-softmax(power=0.5) + vcd(alpha=-1)",
+        "pasta(on='image', heads='0:1')",
+        "api(layer=3)",
+    ):
+        assert harmless(method) == method
 
 
 def test_methods_are_compared_and_marked(
