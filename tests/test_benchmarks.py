@@ -1,4 +1,4 @@
-"""The benchmark scripts are run by hand; that they can be started is checked here."""
+"""The benchmark scripts are run by hand; that what they import is there is checked here."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ SCRIPTS = sorted(path.stem for path in (Path(__file__).parents[1] / "benchmarks"
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_finds_what_it_imports(name: str) -> None:
-    assert callable(importlib.import_module(f"benchmarks.{name}").main)
+    importlib.import_module(f"benchmarks.{name}")
