@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -26,10 +27,12 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
-    """A fresh visitor; the console must stay empty, and nothing may be fetched from elsewhere."""
-    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
+@contextmanager
+def visit(
+    browser: Browser, address: str, scheme: Literal["light", "dark"] = "light", width: int = 1280
+) -> Iterator[Page]:
+    """A fresh visitor; the console must stay free of errors, and nothing may be fetched from elsewhere."""
+    context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme, accept_downloads=True)
     page = context.new_page()
     page.set_default_timeout(WAIT)
     expect.set_options(timeout=WAIT)
@@ -40,9 +43,16 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     page.on("dialog", lambda one: wrong.append(f"dialog: {one.message}"))
     page.goto(address)
     page.locator("#ask").wait_for()
+    page.locator("#picture img").wait_for()
     yield page
     context.close()
     assert wrong == []
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    with visit(browser, address) as page:
+        yield page
 
 
 def is_elsewhere(url: str, address: str) -> bool:
@@ -50,8 +60,10 @@ def is_elsewhere(url: str, address: str) -> bool:
 
 
 def show_example(page: Page, number: int) -> None:
+    picture = page.locator("#picture img")
+    before = picture.get_attribute("src") if picture.count() else ""
     page.locator("#examples .thumbnail-lg").nth(number).click()
-    page.locator("#picture img").wait_for()
+    expect(picture).not_to_have_attribute("src", before or "")
 
 
 def ask(page: Page, question: str = "Describe the image.") -> None:
@@ -174,17 +186,14 @@ def test_inspect(page: Page) -> None:
     expect(page.locator("#inspected")).to_contain_text("The image shows")
 
 
-def test_it_fits_a_phone_light_and_dark(page: Page) -> None:
-    page.set_viewport_size({"width": 390, "height": 800})
-    ask(page)
+def test_it_fits_a_phone_light_and_dark(browser: Browser, address: str) -> None:
     schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
     seen = set()
     for scheme in schemes:
-        page.emulate_media(color_scheme=scheme)
-        page.reload()
-        page.locator("#ask").wait_for()
-        seen.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-        for name in ("Ask", "Compare", "Ground"):  # the others are in a menu
-            open_tab(page, name)
-            assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+        with visit(browser, address, scheme, 390) as page:
+            ask(page)
+            seen.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            for name in ("Ask", "Compare", "Ground"):  # the others are in a menu
+                open_tab(page, name)
+                assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
     assert len(seen) == 2, "dark should not look like light"
