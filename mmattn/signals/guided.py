@@ -20,6 +20,9 @@ from mmattn.errors import MmattnError
 from mmattn.signals.capture import Masses, lookback
 from mmattn.signals.detector import Detector
 
+# Risks that differ by no more than rounding.
+TIE = 1e-5
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -108,7 +111,9 @@ def _answers(
         lengths = torch.tensor([_length(row, stop_ids) for row in drawn.tolist()])
         inside = (torch.arange(len(steps)) < lengths[:, None])[..., None].to(features.device)
         mean = (features * inside).sum(1) / lengths[:, None].to(features)
-        best = run.detector.risks(mean).view(size, count).argmin(-1).cpu()
+        risks = run.detector.risks(mean).view(size, count)
+        # A chunk of one token is judged by the row before it, which all candidates share: of equal ones the first.
+        best = (risks <= risks.amin(-1, keepdim=True) + TIE).int().argmax(-1).cpu()
         rows = torch.arange(size) * count + best
         for index, row in enumerate(rows.tolist()):
             if not ended[index]:
