@@ -1,7 +1,7 @@
 # make run   set up and run the main job      make test   set up and run every check of CI
 # make demo  set up and open the page that shows where a model looks
-.PHONY: run demo test test-oldest clean
 # make test-oldest   all tests once more, with the oldest transformers that pyproject.toml allows
+.PHONY: run demo test test-oldest clean
 
 PYTHON ?= python3
 MODEL ?= scenes-llava
