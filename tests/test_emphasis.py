@@ -216,9 +216,9 @@ def test_what_method_and_emphasis_make_together() -> None:
     spot = resolve("spotlight(target=0.5)")
     assert joined(spot, "dog") == (resolve("spotlight(target=0.5, on='mark')"), "dog")
     assert joined(resolve("greedy"), "dog") == (resolve("instaboost(on='mark')"), "dog")
-    assert joined(resolve("vcd"), "dog")[0].label == "instaboost(on=mark)+vcd"
-    assert joined(resolve("vcd+pasta"), "dog")[0].label == "vcd+pasta(on=mark)"
-    assert joined(spot, emphasise("dog", 3))[0].label == "instaboost(strength=3.0, on=mark)+spotlight(target=0.5)"
+    assert joined(resolve("vcd"), "dog")[0].label == "instaboost(on='mark')+vcd"
+    assert joined(resolve("vcd+pasta"), "dog")[0].label == "vcd+pasta(on='mark')"
+    assert joined(spot, emphasise("dog", 3))[0].label == "instaboost(strength=3.0, on='mark')+spotlight(target=0.5)"
     assert joined(spot, None) == (spot, None)
 
 

@@ -94,6 +94,7 @@ def test_each_method_is_described() -> None:
         if one.name != "greedy":
             assert f"### {one.name}" in page
             assert resolve(one.name).label == one.name
+            assert resolve(resolve(STRONG[one.name]).label) == resolve(STRONG[one.name])
             assert card.exact == ("Exact" in page.split(f"### {one.name}")[1].split("###")[0])
 
 

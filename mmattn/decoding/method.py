@@ -155,9 +155,9 @@ class Method:
 
     @property
     def label(self) -> str:
-        """The name, with the hyper-parameters that are not at their default."""
+        """The name, with the hyper-parameters that are not at their default, as `resolve` reads it."""
         fields = [(field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self)]
-        changed = [f"{name}={value}" for name, value, default in fields if value != default]
+        changed = [f"{name}={value!r}" for name, value, default in fields if value != default]
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 
     def settings(self) -> dict[str, Any]:

@@ -92,7 +92,8 @@ def test_settings_by_name() -> None:
     method = resolve("api(scorer='clip', clip='ViT-B-32', layer=3, grey=128, kernel=5)")
     assert isinstance(method, AttentionPrompt)
     assert method.recipe() == Recipe(grey=128, kernel=5)
-    assert method.label == "api(scorer=clip, clip=ViT-B-32, layer=3, kernel=5, grey=128)"
+    assert method.label == "api(scorer='clip', clip='ViT-B-32', layer=3, kernel=5, grey=128)"
+    assert resolve(method.label) == method
     assert method.settings()["scorer"] == "clip"
     assert AttentionPrompt().recipe() == Recipe()
 
