@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Self
 
 import torch
-import triton
 
 from mmattn.attention import RowCapture, Session
 from mmattn.decoding.fast import kernels
 from mmattn.decoding.fast.parts import DecoderParts
-from mmattn.decoding.fast.step import keep_rows
+from mmattn.decoding.fast.step import attention_blocks, keep_rows
 
 SPLITS = 4  # programs that share the keys of a row and head
 
@@ -48,10 +47,7 @@ class LastRows:
         kernels.attention[(len(last), parts.groups, SPLITS)](
             last.contiguous(), keys, keys, self._hidden, scores, none, none, none, none, self._begins, self._length,
             parts.scale, H=parts.heads, G=parts.groups, D=parts.dim, C=self._slots, PARTS=SPLITS, HIDES=True,
-            WRITE=True, READ=False, MIX=False,
-            BLOCK_H=max(16, triton.next_power_of_2(parts.heads // parts.groups)),
-            BLOCK_D=max(16, triton.next_power_of_2(parts.dim)), BLOCK=64 if self._slots > 64 else 16,
-            num_warps=4, num_stages=2 if parts.dtype == torch.float32 else 3,
+            WRITE=True, READ=False, MIX=False, **attention_blocks(parts, self._slots),
         )  # fmt: skip
         rows, columns = self._columns.shape
         out = scores.new_empty(1, rows, parts.heads, columns)

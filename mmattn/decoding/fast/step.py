@@ -199,14 +199,11 @@ class DecodeStep:
         mix: bool,
     ) -> None:
         parts, splits = self.parts, self._splits
-        share = parts.heads // parts.groups
         kernels.attention[(self.rows, parts.groups, splits)](
             self._qkv, keys, values, self.hidden, scores, self._part_out, self._part_max, self._part_sum, self._mixed,
             self.begins, self.length, parts.scale,
             H=parts.heads, G=parts.groups, D=parts.dim, C=self.slots, PARTS=splits, HIDES=self.hides, WRITE=write,
-            READ=read, MIX=mix, BLOCK_H=max(16, triton.next_power_of_2(share)),
-            BLOCK_D=max(16, triton.next_power_of_2(parts.dim)), BLOCK=64 if self.slots > 64 else 16,
-            num_warps=4, num_stages=2 if parts.dtype == torch.float32 else 3,
+            READ=read, MIX=mix, **attention_blocks(parts, self.slots),
         )  # fmt: skip
         if mix and splits > 1:
             kernels.join_parts[(self.rows * parts.heads,)](
@@ -255,6 +252,17 @@ class DecodeStep:
 
     def _grid(self, blocks: Blocks, *sizes: int) -> tuple[int, int]:
         return sum(triton.cdiv(one, blocks.n) for one in sizes), triton.cdiv(self.rows, blocks.m)
+
+
+def attention_blocks(parts: DecoderParts, slots: int) -> dict[str, int]:
+    """How the attention kernel is cut, over a cache of `slots` slots."""
+    return {
+        "BLOCK_H": max(16, triton.next_power_of_2(parts.heads // parts.groups)),
+        "BLOCK_D": max(16, triton.next_power_of_2(parts.dim)),
+        "BLOCK": 64 if slots > 64 else 16,
+        "num_warps": 4,
+        "num_stages": 2 if parts.dtype == torch.float32 else 3,
+    }
 
 
 def keep_rows(
