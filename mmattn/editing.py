@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from mmattn.adapters import Adapter, adapter_for
 from mmattn.attention import Columns, Session
+from mmattn.attention.compiling import uncompiled
 from mmattn.attention.session import entered
-from mmattn.attention.uncompiled import uncompiled
 from mmattn.custom import custom_generate, decoding
 from mmattn.decoding.method import Combined, Method
 from mmattn.decoding.registry import resolve

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mmattn
-from mmattn.attention.uncompiled import uncompiled
+from mmattn.attention.compiling import uncompiled
 from mmattn.decoding import Boost
 from tests.stock import inputs_of, new_tokens
 from tests.test_editing import SETTINGS

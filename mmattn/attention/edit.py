@@ -242,7 +242,7 @@ class Columns:
     def spread(self, keys: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """As `keys`, (B, 1, 1, keys) each; keys not known yet (an unfilled static cache) are False."""
         more = keys - self.image.shape[1]
-        return self.keys(lambda one: torch.nn.functional.pad(one, (0, more))[:, None, None, :])
+        return self.keys(lambda one: (torch.nn.functional.pad(one, (0, more)) if more else one)[:, None, None, :])
 
 
 def _all_rows(image: torch.Tensor, queries: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, D head dim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from mmattn.attention.compiling import compiled
 from mmattn.attention.edit import Columns, Edit, Site
 from mmattn.attention.rows import Call
 from mmattn.attention.session import NAME, Session, active
@@ -76,17 +77,20 @@ def attention_forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = Call(query, key, value, attention_mask, scale, bool(causal), kwargs.get("position_bias"))
     work = _work(sessions, call)
+    rewriting = [job for job in work if job.edit.rewrites_rows]
+    # Edits that look at other rows go through the call in portions of their own.
+    compile_it = all(session.compiles for session, _ in sessions) and not any(job.edit.views for job in rewriting)
+    weights_of, rewrite = (compiled(_weights), compiled(_rewritten)) if compile_it else (_weights, _rewritten)
     if work:
-        output = _edited(output, call, work)
+        output = _edited(output, call, work, rewrite)
     for session, layer in sessions:
         if session.capture is not None and session.capture.wants(layer):
-            rewriting = [job for job in work if job.edit.rewrites_rows]
             if session.capture.postpone and query.shape[2] == 1 and not rewriting:
                 session.capture.queries[layer] = query
                 session.capture.mask, session.capture.scaling = attention_mask, scale
                 continue
             rows = session.capture.rows.to(query.device) % query.shape[2]
-            session.capture.store(layer, _weights(call, rows, rewriting))
+            session.capture.store(layer, weights_of(call, rows, rewriting))
     return output, None
 
 
@@ -99,8 +103,8 @@ def _work(sessions: list[tuple[Session, int]], call: Call) -> Work:
     return found
 
 
-def _edited(output: torch.Tensor, call: Call, work: Work) -> torch.Tensor:
-    """`output` (B, T, H, D) with what the edits change computed anew."""
+def _edited(output: torch.Tensor, call: Call, work: Work, rewrite: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """`output` (B, T, H, D) with what the edits change computed anew, rows of attention by `rewrite`."""
     rewriting = [job for job in work if job.edit.rewrites_rows]
     length = output.shape[1]
     for columns in {id(job.columns): job.columns for job in rewriting}.values():
@@ -110,20 +114,25 @@ def _edited(output: torch.Tensor, call: Call, work: Work) -> torch.Tensor:
             valid = columns.eligible(rows)
         for start in range(0, rows.shape[1], call.portion):
             part, mine = rows[:, start : start + call.portion], valid[:, start : start + call.portion]
-            weights = _weights(call, part, rewriting)
-            if length > 1:  # padding sees nothing: its weights are no numbers
-                mine = mine & ~weights[:, 0].isnan().all(-1)
-            new = call.output(weights).to(output.dtype)
-            batch = torch.arange(len(part), device=part.device)[:, None]
-            # Samples without a picture keep the fast kernel's result to the last bit.
-            new = torch.where(mine[..., None, None], new, output[batch, part])
-            output = output.index_put((batch, part), new)
+            output = rewrite(output, call, part, mine, rewriting)
     for job in work:
         if job.edit.rewrites_output:
             changed = job.edit.output(output, job.site)
             touched = job.touched(output.device)
             output = changed if touched is None else torch.where(touched[:, None, None, None], changed, output)
     return output
+
+
+def _rewritten(output: torch.Tensor, call: Call, rows: torch.Tensor, mine: torch.Tensor, work: Work) -> torch.Tensor:
+    """`output` (B, T, H, D) with `rows` (B, R) anew where they are `mine` (B, R)."""
+    weights = _weights(call, rows, work)
+    if output.shape[1] > 1:  # padding sees nothing: its weights are no numbers
+        mine = mine & ~weights[:, 0].isnan().all(-1)
+    new = call.output(weights).to(output.dtype)
+    batch = torch.arange(len(rows), device=rows.device)[:, None]
+    # Samples without a picture keep the fast kernel's result to the last bit.
+    new = torch.where(mine[..., None, None], new, output[batch, rows])
+    return output.index_put((batch, rows), new)
 
 
 def _weights(call: Call, rows: torch.Tensor, work: Work) -> torch.Tensor:

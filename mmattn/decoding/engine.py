@@ -180,7 +180,8 @@ def _decode_batch(
             prefixes = plan(rows, [one is not None for one in covers or [None] * len(rows)], session.edits)
         recorder = None
         if options.capture is not None:
-            recorder = Recorder(options.capture, adapter, batch, len(batch.embeds) // len(requests))
+            branches, steps = len(batch.embeds) // len(requests), max(request.room for request in requests)
+            recorder = Recorder(options.capture, adapter, batch, branches, steps)
         tokens, scores = _loop(adapter, batch, requests, options, session, recorder, prefixes, listener)
     ended = zip(tokens.tolist(), requests, strict=True)
     answers = [_finish(adapter, row[: request.room], options.stop_ids) for row, request in ended]

@@ -13,6 +13,9 @@ from mmattn.checks import whole
 from mmattn.errors import MmattnError
 from mmattn.grounding.attention import Attention
 
+# How many tokens' rows have one buffer.
+STEPS = 64
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -56,13 +59,14 @@ class Recorder:
 
     Args:
         branches: K; the plain one is the first of each K rows.
+        steps: tokens that may be generated.
 
     Attributes:
         columns: (B K, N) places of each row's image tokens; rows with fewer repeat one of theirs.
         taken: numbers of the tokens whose rows are kept.
     """
 
-    def __init__(self, capture: Capture, adapter: Adapter, batch: Embedded, branches: int) -> None:
+    def __init__(self, capture: Capture, adapter: Adapter, batch: Embedded, branches: int, steps: int) -> None:
         self._capture, self._adapter, self._branches = capture, adapter, branches
         image = batch.columns.image
         counts = image.sum(-1)
@@ -70,7 +74,11 @@ class Recorder:
         order = image.int().argsort(dim=-1, descending=True, stable=True)[:, : int(counts.max())]
         self.columns = order
         self._counts = counts[::branches].tolist()
-        self._steps: list[torch.Tensor] = []
+        tokens = range(steps) if capture.tokens is None else capture.tokens
+        self._most = sum(one < steps for one in tokens)
+        # (STEPS, layers, B, heads, N) each: rows arrive where they stay.
+        self._parts: list[torch.Tensor] = []
+        self._side: torch.cuda.Stream | None = None
         self.taken: list[int] = []
 
     def before(self, session: Session, step: int, cache: object) -> None:
@@ -97,18 +105,35 @@ class Recorder:
         self._keep(step, rows)
 
     def take(self, step: int, rows: torch.Tensor) -> None:
-        """Keep `rows` (layers, B, heads, N), which another step will overwrite, if they are wanted."""
-        if self._capture.tokens is None or step in self._capture.tokens:
-            device = self._capture.device
-            if device is None:
-                self._keep(step, rows.clone())
-            else:
-                pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.is_cuda and device == "cpu")
-                self._keep(step, pinned.copy_(rows, non_blocking=True))
+        """Keep `rows` (layers, B, heads, N), which another step will overwrite, if they are wanted.
+
+        A step too many, begun before the last one was known to be the last, is not.
+        """
+        if (self._capture.tokens is None or step in self._capture.tokens) and len(self.taken) < self._most:
+            self._keep(step, rows)
 
     def _keep(self, step: int, rows: torch.Tensor) -> None:
-        self._steps.append(rows if self._capture.device is None else rows.to(self._capture.device, non_blocking=True))
+        place = len(self.taken) % STEPS
+        if not place:
+            device = rows.device if self._capture.device is None else torch.device(self._capture.device)
+            size = (min(STEPS, self._most - len(self.taken)), *rows.shape)
+            pinned = rows.is_cuda and device.type == "cpu"
+            self._parts.append(torch.empty(size, dtype=rows.dtype, device=device, pin_memory=pinned))
+        part = self._parts[-1]
+        if part.is_pinned():
+            self._on_the_side(rows.clone(), part[place])
+        else:
+            part[place].copy_(rows)
         self.taken.append(step)
+
+    def _on_the_side(self, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """Off the GPU while the next step runs."""
+        if self._side is None:
+            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            out.copy_(rows, non_blocking=True)
+        rows.record_stream(self._side)
 
     def keep(self, rows: torch.Tensor, branches: int) -> None:
         """Go on with these rows of the batch, `branches` of each sample."""
@@ -118,8 +143,8 @@ class Recorder:
         self, prepared: Sequence[Prepared], answers: Sequence[Sequence[int]], shares: Shares
     ) -> list[Attention]:
         """One `Attention` per sample; rows of tokens after a sample's end are dropped."""
-        if self._steps and self._steps[0].is_cuda is False and torch.cuda.is_available():
-            torch.cuda.synchronize()  # copies to the CPU may still be on their way
+        if self._side is not None:
+            self._side.synchronize()
         depth = len(self._adapter.attention_layers)
         layers = tuple(self._capture.layers or range(depth))
         read = []
@@ -144,6 +169,9 @@ class Recorder:
 
     def rows_of(self, sample: int) -> torch.Tensor:
         """(layers, heads, steps taken, image tokens) of one sample."""
-        if not self._steps:
+        if not self._parts:
             return torch.zeros(0, 0, 0, 0)
-        return torch.stack([step[:, sample] for step in self._steps], dim=2)[..., : self._counts[sample]]
+        parts = [part[:, :, sample, :, : self._counts[sample]] for part in self._parts]
+        rows = (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(self.taken)].permute(1, 2, 0, 3)
+        # Pinned memory is for the way only.
+        return rows.clone() if self._parts[0].is_pinned() else rows

@@ -115,12 +115,13 @@ def at_cells(read: Attention, weights: torch.Tensor) -> torch.Tensor:
     if shown.mixed:
         return weights
     first = shown.tokens.start
-    return weights[..., torch.tensor([token - first for token in detail(shown).tokens])]
+    places = torch.tensor([token - first for token in detail(shown).tokens], device=weights.device)
+    return weights[..., places]
 
 
 def grid(read: Attention, weights: torch.Tensor) -> Cells:
     """`weights` (image tokens,) as the detail view's grid (rows, columns); a mixed picture's through its shares."""
     view, share = detail(read.layout.images[0]), read.shares[0]
-    cells = at_cells(read, weights) if share is None else weights @ share
-    values: Cells = cells.reshape(view.rows, view.columns).float().numpy()
+    cells = at_cells(read, weights) if share is None else weights @ share.to(weights.device)
+    values: Cells = cells.reshape(view.rows, view.columns).float().cpu().numpy()
     return values

@@ -83,7 +83,7 @@ def _hits(read: Attention, box: Box, size: tuple[int, int]) -> torch.Tensor:
     """Whether each head's strongest cell inside the picture has its centre in the box: (L, H) float64, 0 or 1."""
     view, share = detail(read.layout.images[0]), read.shares[0]
     mean = read.weights.mean(dim=2)
-    cells = (at_cells(read, mean) if share is None else mean @ share).float()
+    cells = (at_cells(read, mean) if share is None else mean @ share.to(mean.device)).float().cpu()
     points = centres(view, size)
     seen = torch.from_numpy(~np.isnan(points[:, 0]))
     best = torch.where(seen, cells, torch.tensor(-1.0)).argmax(-1)

@@ -127,7 +127,7 @@ class Reader:
     def _read(
         self, jobs: Sequence[Job], batch: Embedded, layers: tuple[int, ...], beginning: SharedCache | None
     ) -> list[torch.Tensor]:
-        """(layers, H, rows, image tokens) of each job."""
+        """(layers, H, rows, image tokens) of each job, where the model is: maps are made of them there."""
         # Counted from the end, rows are the same whether or not the call does the beginning, too.
         pads = (batch.mask == 0).sum(-1) - batch.mask.shape[1]
         rows = [
@@ -140,7 +140,7 @@ class Reader:
         capture = RowCapture(padded, columns, layers)
         with self.adapter.session(capture) as session:
             self._call(jobs, batch, session, beginning)
-        weights = capture.stacked().cpu()
+        weights = capture.stacked()
         return [weights[:, index, :, : len(row)] for index, row in enumerate(rows)]
 
     def _call(

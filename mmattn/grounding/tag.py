@@ -39,5 +39,5 @@ class Tag(Locator):
         mass = at_cells(read, weights).sum(-1)
         # A stable sort, so that equal masses choose the same heads on every machine.
         best = mass.argsort(dim=0, descending=True, stable=True)[: self.heads]
-        kept = weights[best, torch.arange(weights.shape[1])]  # (K, rows, image tokens)
+        kept = weights[best, torch.arange(weights.shape[1], device=weights.device)]  # (K, rows, image tokens)
         return grid(read, (kept.sum(0) / len(best)).mean(0))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
 from mmattn.adapters import Adapter, Embedded, SharedCache
 from mmattn.attention import Session
+from mmattn.attention.compiling import compiling
 from mmattn.decoding.fast.parts import DecoderParts
 from mmattn.decoding.fast.pool import COLUMNS, SLOTS, Rules, Size
 from mmattn.decoding.fast.prefill import prefill
@@ -64,6 +66,9 @@ class Lane:
             adapter.pad_token_id,
             parts.device,
         )
+        # What is drawn hangs on running sums, which a compiler may add up in any order.
+        compiles = parts.device.type == "cuda" and not rules.sampling.do_sample
+        self._advance = torch.compile(self.progress.advance) if compiles else self.progress.advance
         self.columns = torch.zeros(size.samples, size.columns, dtype=torch.long, device=parts.device)
         heads = range(parts.heads) if kept is None or kept.heads is None else kept.heads
         self._heads = torch.tensor(list(heads), dtype=torch.long, device=parts.device)
@@ -96,7 +101,8 @@ class Lane:
 
     def prefill(self, adapter: Adapter, batch: Embedded, cache: SharedCache, session: Session) -> torch.Tensor:
         """`Adapter.decode` on prompts: hidden states (rows, D) of their last tokens."""
-        return prefill(self._parts, adapter.attention_layers, batch, adapter.added(batch.extra), cache, session)
+        with session.compiled() if session.edits and self._graph else nullcontext():
+            return prefill(self._parts, adapter.attention_layers, batch, adapter.added(batch.extra), cache, session)
 
     def padded(self, logits: torch.Tensor, early: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores (B, ..., V) of the prefill, and of its exits, with rows for samples that are not there."""
@@ -164,21 +170,21 @@ class Lane:
             self._step.keep(self._heads, self.columns, self.rows)
         logits = self._step.logits.view(self.size.samples, self.branches, -1)
         early = self._head(self._norm(self._step.left[:: self.branches])).float() if self._step.left.numel() else None
-        chosen = self.progress.advance(logits, early)
+        chosen = self._advance(logits, early)
         self._step.tokens.copy_(chosen.repeat_interleave(self.branches))
 
     def _capture(self) -> None:
         self.progress.start([], torch.zeros(0, 0))
         stream = _stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with compiling(), torch.cuda.stream(stream):
             self._run()  # compiles the kernels
             self._step.length.zero_()
             self.progress.start([], torch.zeros(0, 0))
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may go on using the device.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with compiling(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._run()
 
 

@@ -35,6 +35,8 @@ class Rewriting:
         self.remixed = frozenset(layer for layer, found in wanted.items() if any(one.rewrites_output for one in found))
         # Which keys hold image tokens, the user's words, and what is marked.
         self._places = torch.zeros(3, rows, slots, dtype=torch.bool, device=device)
+        # Which rows an edit may change: those with a picture, of the branches that it names.
+        self._eligible = torch.zeros(len(edits), rows, 1, 1, 1, dtype=torch.bool, device=device)
         self._memory = {
             edit.place(number, layer): edit.blank(rows, slots, heads, device)
             for number, edit in enumerate(edits)
@@ -43,7 +45,6 @@ class Rewriting:
         }
         touched = [edit.touches(names, rows) for edit in edits]
         self._touched = [None if one is None else one.to(device) for one in touched]
-        # Edits are chains of small operations: compiled, each layer's is a kernel or two.
         cuda = device.type == "cuda"
         self._rewrite = torch.compile(self._plain) if cuda else self._plain
         self._remix = torch.compile(self._plain_output) if cuda else self._plain_output
@@ -65,6 +66,9 @@ class Rewriting:
         """Before a batch (rows or fewer) whose prompts hold image tokens, the user's words and marks at `columns`."""
         for mine, theirs in zip(self._places, (columns.image, columns.instruction, columns.marked), strict=True):
             _fill(mine, theirs)
+        pictured = self._places[0].any(-1)
+        for mine, touched in zip(self._eligible, self._touched, strict=True):
+            mine[:, 0, 0, 0] = pictured if touched is None else pictured & touched
         for place, kept in self._memory.items():
             for name, mine in kept.items():
                 _fill(mine, memory.get(place, {}).get(name))
@@ -83,13 +87,13 @@ class Rewriting:
 
     def _sites(
         self, layer: int, places: torch.Tensor, kept: list[dict[str, torch.Tensor]]
-    ) -> list[tuple[Edit, Site, torch.Tensor | None]]:
-        """The edits at work in a layer, where each is, and the rows (M,) of the branches it may change."""
+    ) -> list[tuple[int, Edit, Site]]:
+        """The edits at work in a layer, with their numbers, and where each is."""
         known = places.shape[-1]
         image, said, marked = places[:, :, None, None, :]
         return [
-            (edit, Site(layer, self._depth, image, said, None, memory, known, self._names, marked=marked), touched)
-            for edit, memory, touched in zip(self._edits, kept, self._touched, strict=True)
+            (number, edit, Site(layer, self._depth, image, said, None, memory, known, self._names, marked=marked))
+            for number, (edit, memory) in enumerate(zip(self._edits, kept, strict=True))
             if edit.wants(layer, self._depth)
         ]
 
@@ -100,14 +104,8 @@ class Rewriting:
         places: torch.Tensor,
         kept: list[dict[str, torch.Tensor]],
     ) -> torch.Tensor:
-        where = places[0].any(-1)
-        return rewritten(
-            scores,
-            [
-                (edit, site, (where if touched is None else where & touched)[:, None, None, None])
-                for edit, site, touched in self._sites(layer, places, kept)
-            ],
-        )
+        sites = self._sites(layer, places, kept)
+        return rewritten(scores, [(edit, site, self._eligible[number]) for number, edit, site in sites])
 
     def _plain_output(
         self,
@@ -116,8 +114,8 @@ class Rewriting:
         places: torch.Tensor,
         kept: list[dict[str, torch.Tensor]],
     ) -> torch.Tensor:
-        for edit, site, touched in self._sites(layer, places, kept):
-            changed = edit.output(output, site)
+        for number, edit, site in self._sites(layer, places, kept):
+            changed, touched = edit.output(output, site), self._touched[number]
             output = changed if touched is None else torch.where(touched[:, None, None, None], changed, output)
         return output
 

@@ -1,0 +1,61 @@
+"""Code that torch compiles: when the model's must not be, and how edits' is.
+
+Code that torch has compiled passes over hooks that came later; what needs hooks asks for the code as written. Edits are
+chains of small operations, which compiled are a kernel or two.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Each method, and each way of calling it, is compiled for itself.
+KINDS = 256
+
+_LOCK = threading.Lock()
+_HELD = ExitStack()
+_users = 0
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Within the context, compiled functions run as they are written: slower, with the same results.
+
+    torch has one such switch for all threads; it goes back when the last user has left.
+    """
+    global _users
+    with _LOCK:
+        if not _users:
+            _HELD.enter_context(torch.compiler.set_stance("force_eager"))
+        _users += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _users -= 1
+            if not _users:
+                _HELD.close()
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Within the context, compiled functions run compiled, inside `uncompiled`, too: for code without modules."""
+    import torch._dynamo  # takes a second
+
+    limits = {"recompile_limit": KINDS, "accumulated_recompile_limit": 4 * KINDS}
+    with torch.compiler.set_stance("default"), torch._dynamo.config.patch(limits):
+        yield
+
+
+@cache
+def compiled(work: Callable[P, T]) -> Callable[P, T]:
+    """`work`, compiled for all sizes at its first call within `compiling`."""
+    return torch.compile(work, dynamic=True)
