@@ -7,6 +7,7 @@ chains of small operations, which compiled are a kernel or two.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -51,7 +52,8 @@ def compiling() -> Iterator[None]:
     import torch._dynamo  # takes a second
 
     limits = {"recompile_limit": KINDS, "accumulated_recompile_limit": 4 * KINDS}
-    with torch.compiler.set_stance("default"), torch._dynamo.config.patch(limits):
+    with torch.compiler.set_stance("default"), torch._dynamo.config.patch(limits), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch\._inductor")  # advice to who writes the code
         yield
 
 

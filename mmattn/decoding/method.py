@@ -262,7 +262,7 @@ def plausible(logits: torch.Tensor, beta: float) -> torch.Tensor:
 def contrasted(logits: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
     """(1 + alpha) z - alpha z' over plausible tokens, from the scores (B, 2, V) of two branches: (B, V)."""
     plain, other = logits.unbind(1)
-    return ((1 + alpha) * plain - alpha * other).masked_fill(~plausible(plain, beta), -torch.inf)
+    return torch.where(plausible(plain, beta), torch.lerp(other, plain, 1 + alpha), -torch.inf)
 
 
 def without_pictures(sample: Sample) -> Sample:

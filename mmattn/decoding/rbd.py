@@ -68,10 +68,10 @@ class RBD(Contrast):
         plain, *others = step.logits.unbind(1)
         mixed = plain
         if self.alpha_t:
-            mixed = (1 + self.alpha_t) * plain - self.alpha_t * others[0]
+            mixed = torch.lerp(others[0], plain, 1 + self.alpha_t)
         if self.alpha_v:
-            mixed = mixed + self.alpha_v * (others[-1] - plain)
-        return mixed.masked_fill(~plausible(plain, self.beta), -torch.inf)
+            mixed = torch.add(mixed, others[-1] - plain, alpha=self.alpha_v)
+        return torch.where(plausible(plain, self.beta), mixed, -torch.inf)
 
     def _hidden(self, looks: Mapping[str, torch.Tensor]) -> torch.Tensor:
         attention = looks["plain"].mean((0, 1))

@@ -66,9 +66,6 @@ class Lane:
             adapter.pad_token_id,
             parts.device,
         )
-        # What is drawn hangs on running sums, which a compiler may add up in any order.
-        compiles = parts.device.type == "cuda" and not rules.sampling.do_sample
-        self._advance = torch.compile(self.progress.advance) if compiles else self.progress.advance
         self.columns = torch.zeros(size.samples, size.columns, dtype=torch.long, device=parts.device)
         heads = range(parts.heads) if kept is None or kept.heads is None else kept.heads
         self._heads = torch.tensor(list(heads), dtype=torch.long, device=parts.device)
@@ -170,7 +167,7 @@ class Lane:
             self._step.keep(self._heads, self.columns, self.rows)
         logits = self._step.logits.view(self.size.samples, self.branches, -1)
         early = self._head(self._norm(self._step.left[:: self.branches])).float() if self._step.left.numel() else None
-        chosen = self._advance(logits, early)
+        chosen = self.progress.advance(logits, early)
         self._step.tokens.copy_(chosen.repeat_interleave(self.branches))
 
     def _capture(self) -> None:
