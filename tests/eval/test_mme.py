@@ -59,7 +59,7 @@ def test_scores_by_hand(folder: Path) -> None:
 
 def test_the_written_answers_give_the_same_score_by_the_public_procedure(folder: Path, tmp_path: Path) -> None:
     mme = Mme(load_mme(folder), folder)
-    answers = ["Yes", "No", "No", "no\tindeed\n.", "yes", "no", "maybe", "no"]
+    answers = ["Yes", "No", "No", "no\tindeed\n.", "\n\n yes", "\r no", "maybe", "no"]
     files = mme.answers(records_of(mme, answers))
     assert set(files) == {"existence.txt", "OCR.txt", "code_reasoning.txt"}
     values = values_of(mme, answers)
