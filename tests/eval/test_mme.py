@@ -19,6 +19,7 @@ def folder(tmp_path: Path) -> Path:
         text.write_text(f"Is {name} there? Please answer yes or no.\tYes\nIs {name} gone?\tNo\n")
     picture(tmp_path / "OCR" / "x.png")
     (tmp_path / "OCR" / "x.txt").write_text("Is it ABC?\tYes\nIs it ABD?\tNo")
+    (tmp_path / "OCR" / "ReadMe.txt").write_text("Where the pictures are from.\n")
     picture(tmp_path / "code_reasoning" / "c.png")
     (tmp_path / "code_reasoning.txt").write_text("c.png\tPrints 1?\tYes\nc.png\tPrints 2?\tNo\tyes\n")
     return tmp_path
