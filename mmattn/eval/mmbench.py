@@ -94,7 +94,12 @@ def load_mmbench(path: Path, images: Path) -> Listed[Entry]:
         answer = fields.text("answer").strip()
         if answer not in options:
             raise UnusableError(f"answer {answer!r} is none of the options {', '.join(options)}")
-        lines = [_said(fields, "hint"), fields.text("question"), *(f"{letter}. {text}" for letter, text in options.items()), ASK]
+        lines = [
+            _said(fields, "hint"),
+            fields.text("question"),
+            *(f"{letter}. {text}" for letter, text in options.items()),
+            ASK,
+        ]
         meta = {
             "options": options,
             "answer": answer,
