@@ -53,7 +53,7 @@ class Amber(ListBenchmark):
         super().__init__(listed, images, **options)
         self.scorer = named(
             f"amber-words, {rule.name}",
-            f"1, {rule.version}",
+            f"2, {rule.version}",
             f"nouns by AMBER's own lists, without spaCy's similarity; {rule.source}",
         )
         self._words = words
@@ -68,21 +68,19 @@ class Amber(ListBenchmark):
         return Score(verdict, {cell(label, verdict): 1.0}, {**item.meta, "label": label, "correct": verdict == label})
 
     def _description(self, meta: Mapping[str, Any], answer: str) -> Score:
-        named = self._words.named(answer)
-        truth, tempting = self._words.covered(named, meta["truth"]), self._words.covered(named, meta["hallu"])
-        wrong = [word for word in named if not self._words.fits(word, meta["truth"])]
+        named = self._words.read(answer, meta["truth"], meta["hallu"])
         counts = {
             "descriptions": 1,
-            "hallucinated_descriptions": int(bool(wrong)),
-            "nouns": len(named),
-            "hallucinated_nouns": len(wrong),
+            "hallucinated_descriptions": int(bool(named.wrong)),
+            "nouns": len(named.words),
+            "hallucinated_nouns": len(named.wrong),
             "objects": len(meta["truth"]),
-            "covered_objects": len(truth),
+            "covered_objects": len(named.covered),
             "tempting": len(meta["hallu"]),
-            "named_tempting": len(tempting),
+            "named_tempting": len(named.tempted),
         }
-        details = {**meta, "named": named, "hallucinated": wrong}
-        verdict = "hallucinated" if wrong else "clean"
+        details = {**meta, "named": list(named.words), "hallucinated": list(named.wrong)}
+        verdict = "hallucinated" if named.wrong else "clean"
         return Score(verdict, {name: float(count) for name, count in counts.items()}, details)
 
     def metrics(self, totals: Totals) -> dict[str, NDArray[np.float64]]:

@@ -21,7 +21,7 @@ from mmattn.eval.questions import draw_images
 from mmattn.eval.types import Item, Record, Score, Totals, harmonic, ratio
 
 PROMPT = "Please help me describe the image in detail."
-SCORER_VERSION = "2"
+SCORER_VERSION = "3"
 
 
 class Chair(Further):

@@ -22,6 +22,8 @@ FORM = (
     "The file is a list of {category, subcategory, visual_input, set_id, figure_id, question_id, question, gt_answer, "
     "filename}."
 )
+EDITED = "2"
+"""What `visual_input` says of an edited picture; "1" is a picture as it was found, "0" is none."""
 _KEYS = ("category", "subcategory", "set_id", "figure_id", "question_id", "visual_input")
 
 
@@ -50,18 +52,22 @@ class HallusionBench(ListBenchmark):
         """Verdict yes, no or unparsable, which is wrong."""
         verdict = self.rule.parse(answer, item.meta["label"])
         correct = verdict == item.meta["label"]
-        part = "hard" if item.meta["visual_input"] == "2" else "easy"
-        counts = {"asked": 1.0, "right": float(correct), f"{part} asked": 1.0, f"{part} right": float(correct)}
-        return Score(verdict, counts, {**item.meta, "correct": correct})
+        return Score(verdict, {"asked": 1.0, "right": float(correct)}, {**item.meta, "correct": correct})
 
     def join(self, records: Sequence[Record]) -> Sequence[Record]:
         """Figures and questions that are wholly right. The bootstrap draws sets: what belongs together stays so."""
         joined = with_groups(records, self.entries, _figure, "figures")
         joined = with_groups(joined, self.entries, _pair, "pairs")
+        joined = with_groups(joined, self.entries, _original, "easy")
+        joined = with_groups(joined, self.entries, _edited, "hard")
         return [replace(one, image=_key(one.details, "category", "subcategory", "set_id")) for one in joined]
 
     def metrics(self, totals: Totals) -> dict[str, NDArray[np.float64]]:
-        """Per question (aAcc), per question over its figures (qAcc), per figure over its questions (fAcc)."""
+        """Per question (aAcc), per question over its figures (qAcc), per figure over its questions (fAcc).
+
+        The easy and the hard aAcc are, as the public script has them, per question over its original, or edited,
+        figures.
+        """
         zero = np.zeros_like(totals["asked"])
 
         def share(right: str, whole: str) -> NDArray[np.float64]:
@@ -71,8 +77,8 @@ class HallusionBench(ListBenchmark):
             "aAcc": share("right", "asked"),
             "qAcc": share("pairs_right", "pairs"),
             "fAcc": share("figures_right", "figures"),
-            "easy aAcc": share("easy right", "easy asked"),
-            "hard aAcc": share("hard right", "hard asked"),
+            "easy aAcc": share("easy_right", "easy"),
+            "hard aAcc": share("hard_right", "hard"),
         }
 
     def extras(self, records: Sequence[Record]) -> dict[str, Any]:
@@ -120,3 +126,11 @@ def _figure(meta: Mapping[str, Any]) -> str:
 
 def _pair(meta: Mapping[str, Any]) -> str:
     return _key(meta, "category", "subcategory", "set_id", "question_id")
+
+
+def _original(meta: Mapping[str, Any]) -> str:
+    return "" if meta["visual_input"] == EDITED else _pair(meta)
+
+
+def _edited(meta: Mapping[str, Any]) -> str:
+    return _pair(meta) if meta["visual_input"] == EDITED else ""

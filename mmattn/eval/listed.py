@@ -121,8 +121,8 @@ def json_list(values: Sequence[Any]) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` for a table whose columns tabs part and whose rows line ends part."""
-    return " ".join(text.split())
+    """`text` for a table whose columns tabs part and whose rows line ends part; every letter keeps its place."""
+    return text.translate(dict.fromkeys(map(ord, "\t\n\r"), " "))
 
 
 def with_groups(

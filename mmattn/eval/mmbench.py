@@ -21,6 +21,8 @@ from mmattn.eval.types import Item, Record, Score, Totals, ratio
 FORM = "The table has the columns index, question, A, B, ..., answer and image, which holds a picture in base64."
 ASK = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCDEFGH"
+NOTHING = ("", "nan", "none")
+"""How the tables write that there is no hint or no such option, in any letters, as LLaVA's script reads them."""
 ROUND = 1_000_000
 """Rows whose index differs by multiples of this are one question with its options turned."""
 _REFERENCE = 64
@@ -55,7 +57,7 @@ class MmBench(ListBenchmark):
         }
 
     def answers(self, records: Sequence[Record]) -> dict[str, str]:
-        """The table without pictures, with a column `prediction`, as evaluation services take it."""
+        """The table without pictures, with a column `prediction`, as VLMEvalKit reads it."""
         rows = [{**self.by_id[one.id].raw, "prediction": one.answer} for one in records]
         names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
@@ -88,13 +90,16 @@ def load_mmbench(path: Path, images: Path) -> Listed[Entry]:
 
     def parse(fields: Fields) -> Entry:
         index = fields.whole("index")
-        options = {letter: text for letter in LETTERS if (text := str(fields.values.get(letter) or "").strip())}
+        options = {letter: text for letter in LETTERS if (text := _said(fields, letter))}
         answer = fields.text("answer").strip()
         if answer not in options:
             raise UnusableError(f"answer {answer!r} is none of the options {', '.join(options)}")
-        question, hint = fields.text("question"), str(fields.values.get("hint") or "").strip()
-        hint = "" if hint.lower() == "nan" else hint
-        lines = [hint, question, *(f"{letter}. {text}" for letter, text in options.items()), ASK]
+        lines = [
+            _said(fields, "hint"),
+            fields.text("question"),
+            *(f"{letter}. {text}" for letter, text in options.items()),
+            ASK,
+        ]
         meta = {
             "options": options,
             "answer": answer,
@@ -105,6 +110,11 @@ def load_mmbench(path: Path, images: Path) -> Listed[Entry]:
         return Entry(str(index), _unpacked(fields, index, images), "\n".join(filter(None, lines)), meta, raw)
 
     return load(path, parse, lambda entry: f"index {entry.id}", FORM)
+
+
+def _said(fields: Fields, name: str) -> str:
+    text = str(fields.values.get(name) or "").strip()
+    return "" if text.lower() in NOTHING else text
 
 
 def _unpacked(fields: Fields, index: int, images: Path) -> str:

@@ -134,6 +134,7 @@ def _task(root: Path, task: str, digest: Any) -> Iterator[tuple[str, Any]]:
     table = root / f"{task}.txt"
     folder = root / task
     texts = [table] if table.is_file() else sorted([*folder.glob("*.txt"), *folder.glob("questions_answers_YN/*.txt")])
+    texts = [path for path in texts if "readme" not in path.name.lower()]
     for path in texts:
         raw = path.read_bytes()
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + raw)

@@ -1,7 +1,7 @@
 """Answers as EvalAI's VQA scorer compares them: without articles and marks, numbers as digits, apostrophes restored.
 
-Written from its rules, quirks included: a mark is deleted where a blank stands beside it anywhere in the text and
-becomes a blank otherwise; a full stop goes unless a digit follows; "none" is 0.
+The rules are those of MMF's mmf/utils/m4c_evaluators.py, quirks included: a mark is deleted where a blank stands beside
+it anywhere in the text and becomes a blank otherwise; a full stop goes unless a digit follows; "none" is 0.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _STOP = re.compile(r"\.(?!\d)")
+_STOPS = 32  # no more of them go: there, a flag stands in the place of the count
 _NUMBERS = "zero one two three four five six seven eight nine ten"
 _ARTICLES = ("a", "an", "the")
 
@@ -35,7 +36,7 @@ def normalise(answer: str) -> str:
     for mark in _MARKS:
         beside_blank = f"{mark} " in before or f" {mark}" in before
         text = text.replace(mark, "" if beside_blank else " ")
-    words = (_digits().get(word, word) for word in _STOP.sub("", text).split())
+    words = (_digits().get(word, word) for word in _STOP.sub("", text, count=_STOPS).split())
     return " ".join(_contractions().get(word, word) for word in words if word not in _ARTICLES)
 
 

@@ -15,6 +15,7 @@ from mmattn.eval.questions import inflector
 TABLE = Path(__file__).parent / "data" / "synonyms.toml"
 
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
+_POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
 _ANY_ANIMAL = frozenset({"animal", "cub"})  # no category of their own, yet "baby animal" is no baby either
 
 
@@ -33,6 +34,7 @@ class _Token:
     word: str
     start: int
     end: int
+    joined: bool  # nothing but blanks, or a hyphen, between the word before and this: "wine, glasses" is no phrase
 
 
 class Vocabulary:
@@ -68,7 +70,7 @@ class Vocabulary:
                 found.append(Mention(category, text[first.start : last.end], first.start, last.end))
             i += length
         if any(token.word == "toilet" for token in tokens):  # its seat is no chair, wherever it is mentioned
-            found = [mention for mention in found if self._single(mention.word) != "seat"]
+            found = [mention for mention in found if self._single(_POSSESSIVE.sub("", mention.word)) != "seat"]
         return found
 
     def singular(self, word: str) -> str:
@@ -83,17 +85,21 @@ class Vocabulary:
 
     def _tokens(self, text: str) -> list[_Token]:
         tokens: list[_Token] = []
+        before = 0
         for match in self._words.finditer(text):
-            word = re.sub(r"['’]s$", "", match.group().lower())
+            bare = _POSSESSIVE.sub("", match.group())
+            joined = text[before : match.start()].isspace()
+            before = match.start() + len(bare)
+            word = bare.lower()
             parts = self._parts(word)
             phrase = tuple(self.singular(part) for part in parts)
             if len(parts) == 1 or phrase not in self._names:
                 # a compound is one word unless it spells a listed phrase: "man-made" names no man
-                tokens.append(_Token(self.singular(word), match.start(), match.end()))
+                tokens.append(_Token(self.singular(word), match.start(), match.end(), joined))
                 continue
             start = match.start()
             for part, single in zip(parts, phrase, strict=True):
-                tokens.append(_Token(single, start, start + len(part)))
+                tokens.append(_Token(single, start, start + len(part), joined or start > match.start()))
                 start += len(part) + 1
         return tokens
 
@@ -103,26 +109,30 @@ class Vocabulary:
     def _match(self, tokens: Sequence[_Token], i: int) -> int:
         """How many tokens the longest listed phrase at `i` has; 0 when there is none."""
         for length in range(min(self._longest, len(tokens) - i), 0, -1):
-            if tuple(token.word for token in tokens[i : i + length]) in self._names:
+            phrase = tokens[i : i + length]
+            if all(token.joined for token in phrase[1:]) and tuple(token.word for token in phrase) in self._names:
                 return length
         return 0
 
     def _only_qualifies(self, tokens: Sequence[_Token], i: int) -> bool:
         categories = self._qualifiers.get(tokens[i].word)
-        if categories is None or i + 1 == len(tokens):
+        if categories is None or not self._goes_on(tokens, i):
             return False
         if tokens[i + 1].word in _ANY_ANIMAL:
             return "bear" in categories  # the animal qualifiers, not "passenger"
         length = self._match(tokens, i + 1)
         return length > 0 and self._names[tuple(t.word for t in tokens[i + 1 : i + 1 + length])] in categories
 
+    def _goes_on(self, tokens: Sequence[_Token], i: int) -> bool:
+        return i + 1 < len(tokens) and tokens[i + 1].joined
+
 
 class Original(Vocabulary):
     """The table as the first published script reads it, its slips included.
 
     It looks at the words between spaces and commas, and at pairs of them that stand in a list of its own: no phrase
-    of three words, no parts of a hyphened or slashed word. Some entries can never match. A qualifier stands only
-    before the animals' own names, or "jet" and "train".
+    of three words, no parts of a hyphened or slashed word. Some entries can never match, and some words are no longer
+    themselves once made singular. A qualifier stands only before the animals' own names, or "jet" and "train".
     """
 
     _words = re.compile(r"[^\W_]+(?:[-'’./][^\W_]+)*")
@@ -137,13 +147,20 @@ class Original(Vocabulary):
             for words, category in self._names.items()
             if len(words) == 1 or " ".join(words) in pairs
         }
+        self._names |= {(word,): category for word, category in rules["misspelt"].items()}
+        self._known |= set(rules["misspelt"])
+        self._broken = frozenset(rules["broken"])
         self._before = {word: frozenset(followers) for word, followers in rules["qualifiers"].items()}
+
+    def singular(self, word: str) -> str:
+        """As ever, but nothing for a word that its library breaks."""
+        return "" if word in self._broken else super().singular(word)
 
     def _parts(self, word: str) -> list[str]:
         return [word]
 
     def _only_qualifies(self, tokens: Sequence[_Token], i: int) -> bool:
-        return i + 1 < len(tokens) and tokens[i + 1].word in self._before.get(tokens[i].word, ())
+        return self._goes_on(tokens, i) and tokens[i + 1].word in self._before.get(tokens[i].word, ())
 
 
 @functools.cache

@@ -99,8 +99,8 @@ def rules() -> tuple[Scorer, ...]:
 
 
 register(Scorer("official", "1", "AoiDragon/POPE evaluate.py, 2025-08", official))
-register(Scorer("opera", "1", "shikiw/OPERA, LALBJ/PAI and huofushuo/SID pope_eval.py", opera))
+register(Scorer("opera", "1", "shikiw/OPERA and huofushuo/SID pope_eval.py, LALBJ/PAI pope_ans.py", opera))
 register(Scorer("vcd", "1", "DAMO-NLP-SG/VCD eval_pope.py, 2024-10", vcd))
-register(Scorer("lmms-eval", "1", "lmms-eval tasks/pope", exact))
-register(Scorer("mitigv", "1", "mitigv 0.1.7", first_word))
+register(Scorer("lmms-eval", "1", "lmms-eval tasks/pope/utils.py", exact))
+register(Scorer("mitigv", "1", "mitigv 0.1.7 evaluation/discriminative.py", first_word))
 register(Scorer(LOGITS, "1", "higher score of the answer's first token, no text read", exact))

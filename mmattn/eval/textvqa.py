@@ -22,7 +22,7 @@ class TextVqa(ListBenchmark):
     """TextVQA's validation questions."""
 
     title = "TextVQA"
-    scorer = rule("vqa-accuracy", "1", "EvalAI normaliser, leave-one-out as in MMF")
+    scorer = rule("vqa-accuracy", "2", "MMF m4c_evaluators.py: EvalAI normaliser, leave-one-out")
     longest = 16
 
     def score(self, item: Item, answer: str) -> Score:

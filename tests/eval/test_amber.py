@@ -9,6 +9,7 @@ import pytest
 from mmattn.errors import MmattnError
 from mmattn.eval.amber import Amber, exactly, load_amber, load_association
 from mmattn.eval.compare import by_category
+from mmattn.eval.nouns import Association
 from mmattn.eval.scorers import scorer
 from tests.eval.outcomes import records_of, values_of
 
@@ -104,6 +105,51 @@ def test_no_is_positive(tmp_path: Path) -> None:
 )
 def test_the_exact_rule(answer: str, verdict: str) -> None:
     assert exactly(answer, "no") == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "tempting", "words", "wrong", "covered", "tempted"),
+    [
+        # a safe word is counted, and does nothing else
+        ("A light by a road.", ["road", "light"], [], "light road", "", "road", ""),
+        ("A light.", ["road"], ["light"], "light", "", "", ""),
+        # what fits the picture tempts nobody, although it is listed among the tempting
+        ("A street.", ["road"], ["street"], "street", "", "road", ""),
+        ("A street.", ["tree"], ["road", "street"], "street", "street", "", "road"),
+        # one object a word: one that it may stand for comes before the word itself, the first before others
+        ("Ground.", ["ground", "grass", "road"], [], "ground", "", "grass", ""),
+        ("Ground.", ["ground", "tree"], [], "ground", "", "ground", ""),
+        ("A tree and a tree.", ["tree", "tree"], [], "tree tree", "", "tree", ""),
+        # the lists lead from the object to the word, not back
+        ("A road.", ["street"], [], "road", "road", "", ""),
+        ("Two TVs, a tv and a television.", ["television"], [], "TV TV television", "", "television", ""),
+        ("The road's trees", ["tree"], ["road"], "road tree", "road", "tree", "road"),
+        ("A spaceship.", ["tree"], ["road"], "", "", "", ""),
+    ],
+)
+def test_what_a_description_names(
+    text: str, truth: list[str], tempting: list[str], words: str, wrong: str, covered: str, tempted: str
+) -> None:
+    relation = {"road": ["street", "ground"], "grass": ["ground"], "ground": [], "tree": [], "television": ["TV"]}
+    relation |= {"street": [], "light": []}
+    found = Association(relation, ["light", ""]).read(text, truth, tempting)
+    assert (found.words, found.wrong) == (tuple(words.split()), tuple(wrong.split()))
+    assert (found.covered, found.tempted) == (tuple(covered.split()), tuple(tempted.split()))
+
+
+def test_the_published_types(tmp_path: Path) -> None:
+    kinds = {
+        "discriminative-hallucination": "existence",
+        "discriminative-attribute-state": "attribute-state",
+        "discriminative-attribute-number": "attribute-number",
+        "discriminative-attribute-action": "attribute-action",
+        "discriminative-relation": "relation",
+        "relation": "relation",  # the file has both
+    }
+    notes = [{"id": number, "type": kind, "truth": "no"} for number, kind in enumerate(kinds, 1)]
+    queries = [{"id": one["id"], "image": "AMBER_1.jpg", "query": f"Is {one['id']} there?"} for one in notes]
+    listed = load_amber(folder(tmp_path, queries, notes))
+    assert [entry.meta["category"] for entry in listed.entries] == list(kinds.values())
 
 
 def test_one_query_file(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def entry(figure: int, question: int, gold: str, seen: str = "1", **changes: Any
         "question": f"Is circle {question} the same?",
         "gt_answer_details": "yes",
         "gt_answer": gold,
-        "filename": f"./hallusion_bench/VD/illusion/0_{figure}.png",
+        "filename": f"./VD/illusion/0_{figure}.png",  # the readme has its folder, hallusion_bench, in front
         **changes,
     }
 
@@ -54,6 +54,20 @@ def test_accuracies_by_hand(bench: HallusionBench) -> None:
         {"aAcc": 4 / 5, "qAcc": 2 / 3, "fAcc": 2 / 3, "easy aAcc": 1.0, "hard aAcc": 1 / 2}
     )
     assert bench.extras(records_of(bench, answers))["notes"] == ["1 answers are neither yes nor no and count as wrong"]
+
+
+def test_easy_and_hard_are_questions_over_their_figures(tmp_path: Path) -> None:
+    # one question about two figures as they were found, and two edited ones; another about one of each
+    entries = [entry(0, 0, "1"), entry(1, 0, "1"), entry(2, 0, "0", "2"), entry(3, 0, "0", "2")]
+    entries += [entry(0, 1, "1"), entry(2, 1, "1", "2")]
+    path = tmp_path / "HallusionBench.json"
+    path.write_text(json.dumps(entries))
+    asked = HallusionBench(load_hallusion(path), tmp_path)
+    found = values_of(asked, ["yes", "no", "no", "no", "yes", "no"])
+    assert found["aAcc"] == pytest.approx(4 / 6)
+    assert found["easy aAcc"] == pytest.approx(1 / 2), "the first question is wrong about one original figure"
+    assert found["hard aAcc"] == pytest.approx(1 / 2), "and right about both edited ones"
+    assert found["qAcc"] == 0.0
 
 
 def test_incomplete_groups_do_not_count(bench: HallusionBench) -> None:

@@ -46,10 +46,12 @@ def held(tmp_path: Path) -> str:
 
 def test_a_circular_run(tmp_path: Path, held: str) -> None:
     turned = {"A": "dog", "B": "cat"}
-    rows = [row(1, "A", held), row(1_000_001, "B", "1", **turned), row(2, "B", held, hint="Look.\nHard.")]
+    rows = [row(1, "A", held), row(1_000_001, "B", "1", **turned, C="nan", D="None", hint="none")]
+    rows.append(row(2, "B", held, hint="Look.\nHard."))
     images = tmp_path / "images"
     bench = MmBench(load_mmbench(table(tmp_path / "m.tsv", rows), images), images)
     assert bench.item(0).prompt == f"What is it?\nA. cat\nB. dog\n{ASK}"
+    assert bench.item(1).prompt == f"What is it?\nA. dog\nB. cat\n{ASK}"
     assert bench.item(2).prompt.startswith("Look.\nHard.\nWhat")
     assert [bench.item(index).path.is_file() for index in range(3)] == [True] * 3
     assert bench.item(1).path == images / "1.jpg"

@@ -19,6 +19,7 @@ def folder(tmp_path: Path) -> Path:
         text.write_text(f"Is {name} there? Please answer yes or no.\tYes\nIs {name} gone?\tNo\n")
     picture(tmp_path / "OCR" / "x.png")
     (tmp_path / "OCR" / "x.txt").write_text("Is it ABC?\tYes\nIs it ABD?\tNo")
+    (tmp_path / "OCR" / "ReadMe.txt").write_text("Where the pictures are from.\n")
     picture(tmp_path / "code_reasoning" / "c.png")
     (tmp_path / "code_reasoning.txt").write_text("c.png\tPrints 1?\tYes\nc.png\tPrints 2?\tNo\tyes\n")
     return tmp_path
@@ -59,7 +60,7 @@ def test_scores_by_hand(folder: Path) -> None:
 
 def test_the_written_answers_give_the_same_score_by_the_public_procedure(folder: Path, tmp_path: Path) -> None:
     mme = Mme(load_mme(folder), folder)
-    answers = ["Yes", "No", "No", "no\tindeed\n.", "yes", "no", "maybe", "no"]
+    answers = ["Yes", "No", "No", "no\tindeed\n.", "\n\n yes", "\r no", "maybe", "no"]
     files = mme.answers(records_of(mme, answers))
     assert set(files) == {"existence.txt", "OCR.txt", "code_reasoning.txt"}
     values = values_of(mme, answers)

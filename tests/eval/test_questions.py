@@ -188,18 +188,19 @@ def test_a_list_and_capital_labels_are_read_too(tmp_path: Path) -> None:
 
 
 def test_the_other_published_lists_have_the_same_form(tmp_path: Path) -> None:
-    """As the lists on A-OKVQA and GQA pictures are shipped, spelling included."""
-    path = tmp_path / "gqa_pope_popular.json"
-    path.write_text(
-        '{"question_id": 1, "image": "2354786.jpg", "text": "Is there a shoes in the image?", "label": "yes"}\n'
-        '{"question_id": 2, "image": "2354786.jpg", "text": "Is there an umbrella in the imange?", "label": "no"}\n'
-        '{"question_id": 3, "image": "COCO_val2014_000000026564.jpg", "text": "Is there a oven in the image?", '
-        '"label": "yes"}\n'
-    )
-    questions = read(path)
-    assert [question.object for question in questions] == ["shoes", "umbrella", "oven"]
-    assert [question.misspelt for question in questions] == [False, True, False]
-    assert [question.has_wrong_article for question in questions] == [False, False, True]
+    """A-OKVQA's and GQA's are one JSON list with the authors, lines with VCD; the spelling is that of the files."""
+    path = tmp_path / "gqa_pope_seem_popular.json"
+    asked = [
+        {"question_id": 1, "image": "23.jpg", "text": "Is there a shoes in the image?", "label": "yes"},
+        {"question_id": 2, "image": "23.jpg", "text": "Is there an umbrella in the imange?", "label": "no"},
+        {"question_id": 3, "image": "23.jpg", "text": "Is there an traffic light in the image?", "label": "no"},
+    ]
+    for text in (json.dumps(asked, indent=4), "".join(json.dumps(one) + "\n" for one in asked)):
+        path.write_text(text)
+        questions = read(path)
+        assert [question.object for question in questions] == ["shoes", "umbrella", "traffic light"]
+        assert [question.misspelt for question in questions] == [False, True, False]
+        assert [question.has_wrong_article for question in questions] == [False, False, True]
 
 
 def test_defects_of_published_questions_are_counted(tmp_path: Path) -> None:
