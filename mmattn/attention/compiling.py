@@ -1,22 +1,16 @@
-"""Code that torch compiles: when the model's must not be, and how edits' is.
+"""Code that torch compiles: when the model's must not be, and when ours is all the same.
 
-Code that torch has compiled passes over hooks that came later; what needs hooks asks for the code as written. Edits are
-chains of small operations, which compiled are a kernel or two.
+Code that torch has compiled passes over hooks that came later; what needs hooks asks for the code as written.
 """
 
 from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
-from typing import ParamSpec, TypeVar
 
 import torch
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 # Each method, and each way of calling it, is compiled for itself.
 KINDS = 256
@@ -55,9 +49,3 @@ def compiling() -> Iterator[None]:
     with torch.compiler.set_stance("default"), torch._dynamo.config.patch(limits), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\._inductor")  # advice to who writes the code
         yield
-
-
-@cache
-def compiled(work: Callable[P, T]) -> Callable[P, T]:
-    """`work`, compiled for all sizes at its first call within `compiling`."""
-    return torch.compile(work, dynamic=True)

@@ -78,7 +78,7 @@ class Site:
 
     def per_key(self, flags: torch.Tensor) -> torch.Tensor:
         """Flags (B, keys of the prefill) bool as (B, 1, 1, S); keys that came later are False."""
-        return torch.nn.functional.pad(flags, (0, self.image.shape[-1] - flags.shape[1]))[:, None, None, :]
+        return _padded(flags, self.image.shape[-1])
 
 
 class Edit:
@@ -236,13 +236,20 @@ class Columns:
 
     def eligible(self, rows: torch.Tensor) -> torch.Tensor:
         """Whether an edit may change `rows` (B, R): (B, R) bool."""
+        if rows is self.rows:
+            return self.valid
         same = (rows[:, :, None] == self.rows[:, None, :]) & self.valid[:, None, :]
         return same.any(-1)
 
     def spread(self, keys: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """As `keys`, (B, 1, 1, keys) each; keys not known yet (an unfilled static cache) are False."""
-        more = keys - self.image.shape[1]
-        return self.keys(lambda one: (torch.nn.functional.pad(one, (0, more)) if more else one)[:, None, None, :])
+        return self.keys(lambda one: _padded(one, keys))
+
+
+def _padded(flags: torch.Tensor, keys: int) -> torch.Tensor:
+    """Flags (B, S) bool as (B, 1, 1, keys), the rest False."""
+    more = keys - flags.shape[1]
+    return (torch.nn.functional.pad(flags, (0, more)) if more else flags)[:, None, None, :]
 
 
 def _all_rows(image: torch.Tensor, queries: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, D head dim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from mmattn.attention.compiling import compiled
 from mmattn.attention.edit import Columns, Edit, Site
 from mmattn.attention.rows import Call
 from mmattn.attention.session import NAME, Session, active
@@ -78,11 +77,8 @@ def attention_forward(
     call = Call(query, key, value, attention_mask, scale, bool(causal), kwargs.get("position_bias"))
     work = _work(sessions, call)
     rewriting = [job for job in work if job.edit.rewrites_rows]
-    # Edits that look at other rows go through the call in portions of their own.
-    compile_it = all(session.compiles for session, _ in sessions) and not any(job.edit.views for job in rewriting)
-    weights_of, rewrite = (compiled(_weights), compiled(_rewritten)) if compile_it else (_weights, _rewritten)
     if work:
-        output = _edited(output, call, work, rewrite)
+        output = _edited(output, call, work)
     for session, layer in sessions:
         if session.capture is not None and session.capture.wants(layer):
             if session.capture.postpone and query.shape[2] == 1 and not rewriting:
@@ -90,7 +86,7 @@ def attention_forward(
                 session.capture.mask, session.capture.scaling = attention_mask, scale
                 continue
             rows = session.capture.rows.to(query.device) % query.shape[2]
-            session.capture.store(layer, weights_of(call, rows, rewriting))
+            session.capture.store(layer, _weights(call, rows, rewriting))
     return output, None
 
 
@@ -103,8 +99,8 @@ def _work(sessions: list[tuple[Session, int]], call: Call) -> Work:
     return found
 
 
-def _edited(output: torch.Tensor, call: Call, work: Work, rewrite: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """`output` (B, T, H, D) with what the edits change computed anew, rows of attention by `rewrite`."""
+def _edited(output: torch.Tensor, call: Call, work: Work) -> torch.Tensor:
+    """`output` (B, T, H, D) with what the edits change computed anew."""
     rewriting = [job for job in work if job.edit.rewrites_rows]
     length = output.shape[1]
     for columns in {id(job.columns): job.columns for job in rewriting}.values():
@@ -112,9 +108,13 @@ def _edited(output: torch.Tensor, call: Call, work: Work, rewrite: Callable[...,
         if all(job.edit.last_row for job in rewriting if job.columns is columns):
             rows = torch.full_like(rows[:, :1], length - 1)
             valid = columns.eligible(rows)
+        blind = any(job.edit.every_row for job in rewriting)  # rows of padding are among them
+        if rows.shape[1] <= call.portion:
+            output = _rewritten(output, call, rows, valid, rewriting, blind)
+            continue
         for start in range(0, rows.shape[1], call.portion):
             part, mine = rows[:, start : start + call.portion], valid[:, start : start + call.portion]
-            output = rewrite(output, call, part, mine, rewriting)
+            output = _rewritten(output, call, part, mine, rewriting, blind)
     for job in work:
         if job.edit.rewrites_output:
             changed = job.edit.output(output, job.site)
@@ -123,10 +123,12 @@ def _edited(output: torch.Tensor, call: Call, work: Work, rewrite: Callable[...,
     return output
 
 
-def _rewritten(output: torch.Tensor, call: Call, rows: torch.Tensor, mine: torch.Tensor, work: Work) -> torch.Tensor:
-    """`output` (B, T, H, D) with `rows` (B, R) anew where they are `mine` (B, R)."""
+def _rewritten(
+    output: torch.Tensor, call: Call, rows: torch.Tensor, mine: torch.Tensor, work: Work, blind: bool
+) -> torch.Tensor:
+    """`output` (B, T, H, D) with `rows` (B, R) anew where they are `mine` (B, R); some may be `blind`."""
     weights = _weights(call, rows, work)
-    if output.shape[1] > 1:  # padding sees nothing: its weights are no numbers
+    if blind and output.shape[1] > 1:  # padding sees nothing: its weights are no numbers
         mine = mine & ~weights[:, 0].isnan().all(-1)
     new = call.output(weights).to(output.dtype)
     batch = torch.arange(len(rows), device=rows.device)[:, None]
@@ -145,7 +147,8 @@ def rewritten(scores: torch.Tensor, work: Sequence[tuple[Edit, Site, torch.Tenso
     """Weights (B, H, R, S) from `scores` of that shape after all edits, each where its (B, 1, R, 1) bool allows."""
     for edit, site, where in work:
         if type(edit).scores is not Edit.scores:
-            scores = torch.where(where, edit.scores(scores, site), scores)
+            changed = edit.scores(scores, site)
+            scores = scores if changed is scores else torch.where(where, changed, scores)
     weights = scores.softmax(-1)
     for edit, site, where in work:
         if type(edit).weights is not Edit.weights:

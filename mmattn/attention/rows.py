@@ -62,7 +62,7 @@ class Call:
         length, keys = self.query.shape[2], scores.shape[-1]
         if self.mask is not None:
             picked = _rows_of(self.mask, rows)[..., :keys]
-            return scores.masked_fill(~picked, -torch.inf) if picked.dtype == torch.bool else scores + picked.float()
+            return torch.where(picked, scores, -torch.inf) if picked.dtype == torch.bool else scores + picked.float()
         if self.causal and length > 1:
             # Also right for an empty static cache: the kernel then sees only the first T keys.
             hidden = torch.arange(keys, device=rows.device) > rows[:, None, :, None]

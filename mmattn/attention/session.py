@@ -7,8 +7,8 @@ models and two threads never meet. Leaving it, normally or through an exception,
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar, Token
 from functools import partial
 from types import TracebackType
@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mmattn.attention.capture import RowCapture
-from mmattn.attention.compiling import compiling, uncompiled
+from mmattn.attention.compiling import uncompiled
 from mmattn.attention.edit import Columns, Edit, Site, View
 from mmattn.attention.rows import Call
 
@@ -49,7 +49,6 @@ class Session:
             there are edits.
         memory: what edits keep from the prefill on, by `Edit.place`. Whoever begins another prefill calls `restart`.
         left: hidden states (B, D) of the last token of the call, by the layer of `exits` that they enter.
-        compiles: whether edits of rows run as compiled code; see `compiled`.
     """
 
     def __init__(
@@ -69,7 +68,6 @@ class Session:
         self.memory: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
         self.columns: Columns | None = None
         self.depth = len(layers)
-        self.compiles = False
         self._model = model
         self._config_key = config_key
         self._layer_of = {id(module): index for index, module in enumerate(layers)}
@@ -80,16 +78,6 @@ class Session:
         self.left: dict[int, torch.Tensor] = {}
         self._states: dict[int, torch.Tensor] = {}
         self._hooks = ExitStack()
-
-    @contextmanager
-    def compiled(self) -> Iterator[None]:
-        """Within the context edits of rows run as compiled code; the model's own modules must not be called."""
-        with compiling():
-            self.compiles = True
-            try:
-                yield
-            finally:
-                self.compiles = False
 
     def restart(self) -> None:
         """Forget what edits kept: a prefill begins."""

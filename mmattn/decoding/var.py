@@ -130,14 +130,15 @@ class Redistribution(Edit):
 
     def weights(self, weights: torch.Tensor, site: Site) -> torch.Tensor:
         sink = site.per_key(site.memory["sinks"])
-        picture = (weights * site.image).sum(-1, keepdim=True)
-        of_sinks = (weights * (site.image & sink)).sum(-1, keepdim=True)
         rest = weights * (site.image & ~sink)
         whole_rest = rest.sum(-1, keepdim=True)
+        of_sinks = (weights * (site.image & sink)).sum(-1, keepdim=True)
+        picture = of_sinks + whole_rest
         chosen = (of_sinks <= self.rho * picture) & (picture >= self.summ) & (whole_rest > 0)
         freed = (1 - self.p) * (weights * sink).sum(-1, keepdim=True)
-        moved = torch.where(sink, self.p * weights, weights) + freed * rest / whole_rest
-        return torch.where(chosen, moved, weights)
+        # Where a head is not chosen, sinks keep all and the rest gets nothing.
+        left, more = torch.where(chosen, self.p, 1.0), torch.where(chosen, freed / whole_rest, 0.0)
+        return torch.where(sink, weights * left, torch.addcmul(weights, rest, more))
 
     def _sinks(self, scores: torch.Tensor, site: Site) -> torch.Tensor:
         """(B, keys) bool."""
@@ -151,7 +152,7 @@ class Redistribution(Edit):
                     'Use dimensions="auto", or those of this language model.',
                 )
             return size[..., list(self.dimensions)].amax(-1) > self.tau
-        seen = (scores > torch.finfo(torch.float32).min / 2).any(2).any(1)[:, : size.shape[1]]
+        seen = scores[:, 0, -1, : size.shape[1]] > torch.finfo(torch.float32).min / 2
         first = size[torch.arange(len(size), device=size.device), seen.int().argmax(-1)]
         large = (first > self.tau)[:, None, :]
         return (size * large).amax(-1) > self.tau

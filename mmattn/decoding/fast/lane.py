@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -98,8 +97,7 @@ class Lane:
 
     def prefill(self, adapter: Adapter, batch: Embedded, cache: SharedCache, session: Session) -> torch.Tensor:
         """`Adapter.decode` on prompts: hidden states (rows, D) of their last tokens."""
-        with session.compiled() if session.edits and self._graph else nullcontext():
-            return prefill(self._parts, adapter.attention_layers, batch, adapter.added(batch.extra), cache, session)
+        return prefill(self._parts, adapter.attention_layers, batch, adapter.added(batch.extra), cache, session)
 
     def padded(self, logits: torch.Tensor, early: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores (B, ..., V) of the prefill, and of its exits, with rows for samples that are not there."""
