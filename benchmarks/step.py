@@ -1,6 +1,9 @@
 """The decode step alone: each product's blocks, and the whole step replayed as a graph, against the memory bus.
 
-    python -m benchmarks.step --out step.json [--sweep] [--tiny]
+    python -m benchmarks.step --out step.json [--sweep] [--parts] [--tiny]
+
+`--parts` takes what methods add to a step instead: attention, edits of it, rows that are kept, and the choice of a
+token.
 
 Random bf16 weights in the shape of LLaVA-1.5-7B. Times are medians of graph replays by device events.
 """
@@ -18,8 +21,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmattn.attention.compiling import compiling
+from mmattn.decoding import resolve
 from mmattn.decoding.fast import step as fast
 from mmattn.decoding.fast.parts import DecoderParts, LayerParts
+from mmattn.decoding.fast.rewriting import Rewriting
+from mmattn.decoding.progress import Progress
+from mmattn.decoding.sampling import Sampling
 
 # Outputs and inputs of a block, warps, stages; by the number of rows.
 CANDIDATES = {
@@ -182,17 +190,87 @@ def library(parts: DecoderParts, rows: int) -> list[dict[str, Any]]:
     return found
 
 
+def edits(parts: DecoderParts, rows: int, slots: int) -> list[dict[str, Any]]:
+    """Microseconds of a layer's edit, by method."""
+    found = []
+    for name in ("boost", "var"):
+        made = Rewriting(resolve(name).edits(), ("plain",), 32, parts.heads, rows, slots, parts.device)
+        scores = torch.randn(rows, parts.heads, 1, slots, device=parts.device)
+
+        def work(made: Rewriting = made, scores: torch.Tensor = scores) -> None:
+            for layer in sorted(made.layers):
+                made.rewrite(layer, scores)
+
+        with compiling():
+            ms = replayed(work)
+        found.append({"kind": name, "rows": rows, "us_per_layer": round(1000 * ms / len(made.layers), 2)})
+    return found
+
+
+def attending(parts: DecoderParts, rows: int, used: int, slots: int) -> dict[str, Any]:
+    """Microseconds of a layer's attention, and the rate at which it reads its keys and values."""
+    made = step_of(parts, rows, used, slots)
+
+    def work() -> None:
+        for keys, values in zip(made.keys, made.values, strict=True):
+            made._attention(keys, values, made._none, write=False, read=False, mix=True)
+
+    ms = replayed(work) / len(parts.layers)
+    size = 2 * rows * (used + 1) * parts.groups * parts.dim * parts.dtype.itemsize
+    rate = round(size / ms / 1e9, 3)
+    return {"kind": "attention", "rows": rows, "tokens": used, "us_per_layer": round(1000 * ms, 1), "tb_s": rate}
+
+
+def keeping(heads: int, samples: int, slots: int, columns: int) -> dict[str, Any]:
+    """Milliseconds for the rows of 32 layers on the picture."""
+    scores = torch.randn(32, samples, heads, 1, slots, device="cuda")
+    out = torch.empty(32, samples, heads, columns, device="cuda")
+    places = torch.arange(5, 5 + columns, device="cuda").repeat(samples, 1)
+    final, every = torch.zeros(32, dtype=torch.int8, device="cuda"), torch.arange(heads, device="cuda")
+    ms = replayed(lambda: fast.keep_rows(scores, final, every, places, out))
+    return {"kind": "rows kept", "samples": samples, "image_tokens": columns, "ms": round(ms, 4)}
+
+
+def choosing(name: str, samples: int, vocabulary: int) -> dict[str, Any]:
+    """Milliseconds from scores to tokens."""
+    method = resolve(name)
+    progress = Progress(samples, 64, method, Sampling(), (2,), 0, torch.device("cuda"))
+    progress.start([60] * samples, torch.zeros(samples, 64))
+    scores = torch.randn(samples, 1 + len(method.branches()), vocabulary, device="cuda")
+
+    def work() -> None:
+        progress.advance(scores)
+        progress._step.zero_()
+
+    return {"kind": f"choosing, {name}", "samples": samples, "ms": round(replayed(work), 4)}
+
+
+def of_parts(parts: DecoderParts) -> list[dict[str, Any]]:
+    """See `--parts`."""
+    found = [attending(parts, 64, 660, 704), attending(parts, 8, 2200, 2304)]
+    for rows in (1, 2, 64):
+        found += edits(parts, rows, 704)
+    found += [keeping(parts.heads, 8, 768, 576), keeping(parts.heads, 8, 2304, 2144)]
+    return found + [choosing(*one, len(parts.head)) for one in (("greedy", 1), ("vcd", 1), ("rbd", 1), ("vcd", 32))]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--parts", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    parts = shape(8 if args.sweep else 32, "cuda", args.tiny)
+    parts = shape(8 if args.sweep or args.parts else 32, "cuda", args.tiny)
     report["read_tb_s"] = reading_rate()
-    if args.sweep:
+    if args.parts:
+        with torch.inference_mode():
+            report["parts"] = of_parts(parts)
+        for one in report["parts"]:
+            print(json.dumps(one), flush=True)
+    elif args.sweep:
         report["sweep"] = []
         for rows, tile in ((1, 1), (2, 16), (64, 64)):
             report["sweep"] += sweep(parts, rows, tile)
@@ -217,7 +295,7 @@ def main() -> None:
             del made
             torch.cuda.empty_cache()
     args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print({key: value for key, value in report.items() if key not in ("sweep", "steps")})
+    print({key: value for key, value in report.items() if key not in ("sweep", "steps", "parts")})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicCache
 import mmattn
 from mmattn.adapters import SharedCache
 from mmattn.decoding import VCD, Boost, Capture
+from mmattn.decoding.recorder import Recorder
 from mmattn.errors import MmattnError
 from tests.tiny import FAMILIES
 
@@ -112,3 +113,15 @@ def test_methods_may_be_combined_with_capture(vlm: mmattn.VLM, pictures: list[An
     assert answer.attention is not None
     assert boosted.attention is not None
     assert bool((boosted.attention.weights.sum(-1) > answer.attention.weights.sum(-1))[0].all())
+
+
+def test_a_step_begun_too_many_is_not_kept(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    """A captured step runs ahead of the host: the one after the last is already under way when that is known."""
+    prepared = vlm.adapter.prepare([mmattn.adapters.Sample((pictures[0],), "q")])
+    batch = vlm.adapter.embed(prepared, [vlm.adapter.encode(prepared[0].pixels)])
+    recorder = Recorder(Capture(), vlm.adapter, batch, branches=1, steps=3)
+    rows = torch.rand(5, 2, 1, 4, recorder.columns.shape[1])
+    for step, one in enumerate(rows):
+        recorder.take(step, one)
+    assert recorder.taken == [0, 1, 2]
+    assert torch.equal(recorder.rows_of(0), rows[:3, :, 0].permute(1, 2, 0, 3))

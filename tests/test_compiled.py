@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mmattn
-from mmattn.attention.compiling import uncompiled
+from mmattn.attention.compiling import compiling, uncompiled
 from mmattn.decoding import Boost
 from tests.stock import inputs_of, new_tokens
 from tests.test_editing import SETTINGS
@@ -105,3 +105,15 @@ def test_the_switch_goes_back_when_the_last_user_has_left() -> None:
     thread.join()
     function()
     assert calls == [False, False, True]
+
+
+def test_our_own_code_is_compiled_even_then() -> None:
+    """A captured step that edits hidden states' readers is prepared while the model must not be compiled."""
+    calls: list[bool] = []
+    function = torch.compile(lambda: calls.append(torch.compiler.is_compiling()), backend="eager")
+    with uncompiled():
+        function()
+        with compiling():
+            function()
+        function()
+    assert calls == [False, True, False]
