@@ -46,7 +46,7 @@ def prefill(
     keys, values = cache.extend(query.new_empty(rows, parts.groups, width, parts.dim))
     total = cache.get_seq_length()
     mask = _mask(batch.mask, width)
-    reader = LastRows.of(parts, session, batch.mask, keys)
+    reader = LastRows.of(parts, session, batch.mask)
     asked, session.capture = session.capture, None if reader else session.capture
     for index, (layer, module) in enumerate(zip(parts.layers, attention, strict=True)):
         session.enters(index, stream.view(rows, width, hidden))
@@ -60,7 +60,7 @@ def prefill(
         key, value = keys[index, :, :, :total], values[index, :, :, :total]
         mixed, _ = attention_forward(module, query, key, value, mask, scaling=parts.scale)
         if reader:
-            reader.read(index, qkv.view(rows, width, -1)[:, -1], keys[index])
+            reader.take(index, qkv.view(rows, width, -1)[:, -1])
         stream.addmm_(mixed.reshape(count, -1), layer.output.T)
         ready = functional.rms_norm(stream, (hidden,), layer.mlp_gain, parts.eps)
         inner = functional.silu(functional.linear(ready, layer.gate), inplace=True)
@@ -68,6 +68,8 @@ def prefill(
         if index in added:
             here, more = added[index]
             stream.index_add_(0, here, more.to(stream))
+    if reader:
+        reader.read(keys)
     session.capture = asked
     return functional.rms_norm(stream.view(rows, width, hidden)[:, -1], (hidden,), parts.final_gain, parts.eps)
 

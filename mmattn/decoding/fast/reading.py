@@ -1,4 +1,7 @@
-"""Attention of prompts' last rows, read by the decode step's kernels while a prefill runs."""
+"""Attention of prompts' last rows, read by the decode step's kernels when a prefill has run.
+
+Shapes: B rows, L layers that are read, W = (H + 2 G) D features of a query, key and value side by side.
+"""
 
 from __future__ import annotations
 
@@ -15,41 +18,51 @@ SPLITS = 4  # programs that share the keys of a row and head
 
 
 class LastRows:
-    """Fills `capture` layer by layer, over a cache of `slots` slots of which `mask` (B, S) says what may be seen."""
+    """Fills `capture` from all layers' last queries at once: few launches, so that a short prompt does not wait."""
 
-    def __init__(self, parts: DecoderParts, capture: RowCapture, mask: torch.Tensor, slots: int) -> None:
-        assert capture.columns is not None
-        self._parts, self._capture, self._slots = parts, capture, slots
-        device, rows = mask.device, len(mask)
-        self._hidden = torch.ones(rows, slots, dtype=torch.int8, device=device)
-        self._hidden[:, : mask.shape[1]] = mask == 0
-        self._begins = (mask.cumsum(-1) == 0).sum(-1).int()
-        self._length = torch.full((), mask.shape[1] - 1, dtype=torch.int32, device=device)
-        self._scores = torch.full((1, rows, parts.heads, 1, slots), -torch.inf, device=device)
-        self._columns = capture.columns.to(device).contiguous()
-        self._heads = torch.arange(parts.heads, device=device)
-        self._none = torch.zeros(1, dtype=torch.int8, device=device)
+    def __init__(self, parts: DecoderParts, capture: RowCapture, mask: torch.Tensor) -> None:
+        """`mask` (B, S) says which of the keys may be seen."""
+        self._parts, self._capture, self._mask = parts, capture, mask
+        wanted = [layer for layer in range(len(parts.layers)) if capture.wants(layer)]
+        self._entry = {layer: entry for entry, layer in enumerate(wanted)}
+        width = (parts.heads + 2 * parts.groups) * parts.dim
+        self._queries = torch.empty(len(wanted), len(mask), width, device=mask.device, dtype=parts.dtype)
 
     @classmethod
-    def of(cls, parts: DecoderParts, session: Session, mask: torch.Tensor, keys: torch.Tensor) -> Self | None:
-        """A reader for a cache of `keys` (L, B, G, C, D), if last rows that nobody edits are all that is asked for."""
+    def of(cls, parts: DecoderParts, session: Session, mask: torch.Tensor) -> Self | None:
+        """A reader, if last rows that nobody edits are all that is asked for."""
         asked = session.capture
         if asked is None or asked.columns is None or not asked.last or any(one.rewrites_rows for one in session.edits):
             return None
-        return cls(parts, asked, mask, keys.shape[3])
+        return cls(parts, asked, mask)
 
-    def read(self, layer: int, last: torch.Tensor, keys: torch.Tensor) -> None:
-        """`last` (B, (H + 2 G) D): the last tokens' query, key and value, rotated; `keys` (B, G, C, D) of the layer."""
-        if not self._capture.wants(layer):
-            return
-        parts, scores = self._parts, self._scores
+    def take(self, layer: int, last: torch.Tensor) -> None:
+        """`last` (B, W): the last tokens' query, key and value in a layer, rotated."""
+        if layer in self._entry:
+            self._queries[self._entry[layer]] = last
+
+    def read(self, keys: torch.Tensor) -> None:
+        """From the keys (all layers, B, G, C, D), which may be part of a longer batch's."""
+        parts, mask, device = self._parts, self._mask, self._mask.device
+        layers, rows, _ = self._queries.shape
+        slots, owners = keys.shape[3], keys.stride(0) // keys.stride(1)
+        hidden = torch.ones(layers, rows, slots, dtype=torch.int8, device=device)
+        hidden[:, :, : mask.shape[1]] = mask == 0
+        begins = (mask.cumsum(-1) == 0).sum(-1).int().repeat(layers)
+        length = torch.full((), mask.shape[1] - 1, dtype=torch.int32, device=device)
+        order = torch.tensor(list(self._entry), device=device, dtype=torch.int32)
+        places = (order[:, None] * owners + torch.arange(rows, device=device)).int().contiguous()
+        scores = torch.full((layers, rows, parts.heads, 1, slots), -torch.inf, device=device)
         none = scores  # what only computing scores leaves alone
-        kernels.attention[(len(last), parts.groups, SPLITS)](
-            last.contiguous(), keys, keys, self._hidden, scores, none, none, none, none, self._begins, self._length,
-            parts.scale, H=parts.heads, G=parts.groups, D=parts.dim, C=self._slots, PARTS=SPLITS, HIDES=True,
-            WRITE=True, READ=False, MIX=False, **attention_blocks(parts, self._slots),
+        kernels.attention[(layers * rows, parts.groups, SPLITS)](
+            self._queries, keys, keys, hidden, scores, none, none, none, none, begins, length, places, parts.scale,
+            H=parts.heads, G=parts.groups, D=parts.dim, C=slots, PARTS=SPLITS, HIDES=True, WRITE=True, READ=False,
+            MIX=False, PLACED=True, **attention_blocks(parts, slots),
         )  # fmt: skip
-        rows, columns = self._columns.shape
-        out = scores.new_empty(1, rows, parts.heads, columns)
-        keep_rows(scores, self._none, self._heads, self._columns, out)
-        self._capture.weights[layer] = out[0, :, :, None]
+        assert self._capture.columns is not None
+        columns = self._capture.columns.to(device).contiguous()
+        out = scores.new_empty(layers, rows, parts.heads, columns.shape[1])
+        final = torch.zeros(layers, dtype=torch.int8, device=device)
+        keep_rows(scores, final, torch.arange(parts.heads, device=device), columns, out)
+        for layer, entry in self._entry.items():
+            self._capture.weights[layer] = out[entry, :, :, None]
