@@ -32,8 +32,9 @@ from mmattn.adapters import Adapter, Affine, Sample, View
 from mmattn.bench.shapes import MODELS, build, prompt
 from mmattn.decoding import Method
 from mmattn.decoding.engine import Options, Request, run
+from mmattn.decoding.fast import LANES
 from mmattn.decoding.sampling import Sampling
-from mmattn.eval import load_instances
+from mmattn.eval import load_instances, provenance
 from mmattn.eval.referring import single_objects
 from mmattn.grounding import Tag
 from mmattn.grounding.ground import questions
@@ -105,6 +106,7 @@ def queries(adapter: Adapter, jobs: Sequence[Job], batch: int, repeats: int) -> 
     figures["grounded_without_sharing_s"] = round(timed(lambda: ground(Unshared, jobs), repeats), 3)
     figures["ratio"] = round(figures["grounded_s"] / figures["one_token_answers_s"], 2)
     if torch.cuda.is_available():
+        LANES.clear(adapter)
         for some in (jobs[: count // 2], jobs):
             torch.cuda.reset_peak_memory_stats()
             ground(Reader, some)
@@ -175,7 +177,7 @@ def main() -> None:
     report = {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} thread(s)",
         "torch": torch.__version__, "transformers": transformers.__version__, "model": args.model,
-        "queries": queries(adapter, jobs, args.batch, args.repeats),
+        "commit": provenance.commit(), "queries": queries(adapter, jobs, args.batch, args.repeats),
     }  # fmt: skip
     if args.model not in MODELS:
         report["regions"] = all_regions(args.model)

@@ -115,6 +115,23 @@ def test_methods_may_be_combined_with_capture(vlm: mmattn.VLM, pictures: list[An
     assert bool((boosted.attention.weights.sum(-1) > answer.attention.weights.sum(-1))[0].all())
 
 
+def test_room_is_made_as_answers_go_on(vlm: mmattn.VLM, pictures: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 9, "stop_token_ids": [], "capture": Capture(tokens=[0, 3, 3, 8, 5])}
+    expected = vlm.generate(pictures[:2], ["q", "what is this?"], **settings)
+    for name, steps in (("FIRST", 1), ("MOST", 2)):
+        monkeypatch.setattr(f"mmattn.decoding.recorder.{name}", steps)
+    found = vlm.generate(pictures[:2], ["q", "what is this?"], **settings)
+    for one, other in zip(found, expected, strict=True):
+        assert one.attention is not None
+        assert other.attention is not None
+        assert torch.equal(one.attention.weights, other.attention.weights)
+        weights = one.attention.weights
+        assert weights.shape[2] == 4
+        # Each sample's rows are its own, and nothing else.
+        assert weights.is_contiguous()
+        assert weights.untyped_storage().nbytes() == weights.nbytes
+
+
 def test_a_step_begun_too_many_is_not_kept(vlm: mmattn.VLM, pictures: list[Any]) -> None:
     """A captured step runs ahead of the host: the one after the last is already under way when that is known."""
     prepared = vlm.adapter.prepare([mmattn.adapters.Sample((pictures[0],), "q")])

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import mmattn
-from mmattn.attention.compiling import compiling, uncompiled
+from mmattn.attention.compiling import uncompiled
 from mmattn.decoding import Boost
+from mmattn.decoding.fast import LANES
 from tests.stock import inputs_of, new_tokens
 from tests.test_editing import SETTINGS
 from tests.test_families import PROMPTS
@@ -107,13 +108,14 @@ def test_the_switch_goes_back_when_the_last_user_has_left() -> None:
     assert calls == [False, False, True]
 
 
-def test_our_own_code_is_compiled_even_then() -> None:
-    """A captured step that edits hidden states' readers is prepared while the model must not be compiled."""
+@pytest.mark.parametrize("method", ["var", "boost"])
+def test_a_captured_step_is_prepared_while_code_may_be_compiled(
+    method: str, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edit that looks at hidden states forbids compiled code later, for the prefill."""
     calls: list[bool] = []
     function = torch.compile(lambda: calls.append(torch.compiler.is_compiling()), backend="eager")
-    with uncompiled():
-        function()
-        with compiling():
-            function()
-        function()
-    assert calls == [False, True, False]
+    monkeypatch.setattr(LANES, "take", lambda *_: function())
+    vlm = mmattn.wrap(*FAMILIES["llava"]())
+    assert vlm.generate(pictures[0], "q", method=method, max_new_tokens=2)
+    assert calls == [True]

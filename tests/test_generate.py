@@ -178,11 +178,13 @@ def test_the_models_window_ends_an_answer(pictures: list[Any]) -> None:
     assert got == [small.generate(pictures[0], p, **settings)[0] for p in prompts]
 
 
-def test_scores_that_are_no_numbers_are_told(pictures: list[Any]) -> None:
+@pytest.mark.parametrize("method", ["greedy", "vcd", "rbd", "dola"])
+@pytest.mark.parametrize("rows", [slice(None), slice(7, 8)])
+def test_scores_that_are_no_numbers_are_told(pictures: list[Any], method: str, rows: slice) -> None:
     ill = mmattn.wrap(*tiny_llava())
-    torch.nn.init.constant_(ill.model.lm_head.weight, float("nan"))
+    torch.nn.init.constant_(ill.model.lm_head.weight.data[rows], float("nan"))
     with pytest.raises(MmattnError, match="not numbers"):
-        ill.generate(pictures[0], "q")
+        ill.generate(pictures[0], "q", method=method)
 
 
 def test_out_of_memory_halves_the_batch_and_keeps_finished_work(

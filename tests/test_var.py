@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mmattn
+from mmattn.attention import Site
 from mmattn.decoding import VAR
 from mmattn.decoding.var import PRESETS, Redistribution
 from mmattn.errors import MmattnError
@@ -137,3 +138,18 @@ def test_settings(vlm: mmattn.VLM, pictures: list[Any]) -> None:
     for wrong in ("dimensions=3", "dimensions='no'", "p='a'"):
         with pytest.raises(MmattnError):
             mmattn.decoding.resolve(f"var({wrong})")
+
+
+@pytest.mark.parametrize("shares", [(0.3, 0.5), (1e-40, 0.7), (1e-45, 0.99), (0.0, 0.5)])
+@pytest.mark.parametrize("rho", [0.5, 1.0])
+def test_a_row_that_hardly_sees_the_picture_stays_a_row(shares: tuple[float, float], rho: float) -> None:
+    """Keys: a text sink, a picture's sink, the rest of the picture, text; with nothing to move to, nothing moves."""
+    rest, sink = shares
+    weights = torch.tensor([sink, rest, rest, 1 - sink - 2 * rest])[None, None, None]
+    image = torch.tensor([False, True, True, False])[None, None, None]
+    sinks = torch.tensor([[True, rho == 1, False, False]])
+    edit = Redistribution(20, rho, 0, 0.6, (), 0, 0)
+    found = edit.weights(weights, Site(0, 3, image, memory={"sinks": sinks}, known=4))
+    assert found.isfinite().all()
+    assert found.sum().item() == pytest.approx(1, abs=1e-6)
+    assert found[..., 0].item() == pytest.approx(0.6 * sink if rest else sink)

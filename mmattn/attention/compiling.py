@@ -1,4 +1,4 @@
-"""Code that torch compiles: when the model's must not be, and when ours is all the same.
+"""Code that torch compiles: when the model's must not run compiled, and what ours needs of the compiler.
 
 Code that torch has compiled passes over hooks that came later; what needs hooks asks for the code as written.
 """
@@ -42,10 +42,10 @@ def uncompiled() -> Iterator[None]:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Within the context, compiled functions run compiled, inside `uncompiled`, too: for code without modules."""
+    """Within the context our own code may be compiled for each of many methods, and nobody else hears of it."""
     import torch._dynamo  # takes a second
 
     limits = {"recompile_limit": KINDS, "accumulated_recompile_limit": 4 * KINDS}
-    with torch.compiler.set_stance("default"), torch._dynamo.config.patch(limits), warnings.catch_warnings():
+    with torch._dynamo.config.patch(limits), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\._inductor")  # advice to who writes the code
         yield

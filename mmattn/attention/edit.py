@@ -236,7 +236,7 @@ class Columns:
 
     def eligible(self, rows: torch.Tensor) -> torch.Tensor:
         """Whether an edit may change `rows` (B, R): (B, R) bool."""
-        if rows is self.rows:
+        if rows is self.rows:  # as most calls ask, in every layer
             return self.valid
         same = (rows[:, :, None] == self.rows[:, None, :]) & self.valid[:, None, :]
         return same.any(-1)

@@ -108,13 +108,11 @@ def _edited(output: torch.Tensor, call: Call, work: Work) -> torch.Tensor:
         if all(job.edit.last_row for job in rewriting if job.columns is columns):
             rows = torch.full_like(rows[:, :1], length - 1)
             valid = columns.eligible(rows)
-        blind = any(job.edit.every_row for job in rewriting)  # rows of padding are among them
-        if rows.shape[1] <= call.portion:
-            output = _rewritten(output, call, rows, valid, rewriting, blind)
-            continue
-        for start in range(0, rows.shape[1], call.portion):
-            part, mine = rows[:, start : start + call.portion], valid[:, start : start + call.portion]
-            output = _rewritten(output, call, part, mine, rewriting, blind)
+        portions = [(rows, valid)]
+        if rows.shape[1] > call.portion:
+            portions = list(zip(*(torch.split(one, call.portion, 1) for one in (rows, valid)), strict=True))
+        for part, mine in portions:
+            output = _rewritten(output, call, part, mine, rewriting)
     for job in work:
         if job.edit.rewrites_output:
             changed = job.edit.output(output, job.site)
@@ -123,12 +121,10 @@ def _edited(output: torch.Tensor, call: Call, work: Work) -> torch.Tensor:
     return output
 
 
-def _rewritten(
-    output: torch.Tensor, call: Call, rows: torch.Tensor, mine: torch.Tensor, work: Work, blind: bool
-) -> torch.Tensor:
-    """`output` (B, T, H, D) with `rows` (B, R) anew where they are `mine` (B, R); some may be `blind`."""
+def _rewritten(output: torch.Tensor, call: Call, rows: torch.Tensor, mine: torch.Tensor, work: Work) -> torch.Tensor:
+    """`output` (B, T, H, D) with `rows` (B, R) anew where they are `mine` (B, R)."""
     weights = _weights(call, rows, work)
-    if blind and output.shape[1] > 1:  # padding sees nothing: its weights are no numbers
+    if call.mask is not None and output.shape[1] > 1:  # padding may see nothing: its weights are no numbers
         mine = mine & ~weights[:, 0].isnan().all(-1)
     new = call.output(weights).to(output.dtype)
     batch = torch.arange(len(rows), device=rows.device)[:, None]

@@ -171,18 +171,20 @@ def _decode_batch(
     rows = [row for request in requests for row in _branch_rows(request, options, made)]
     exits = exits_of(adapter, options.method)
     edits, layers = options.method.edits(), exits.layers if exits else ()
+    shares: Shares | None = {} if options.capture is not None else None
+    batch = _embed(adapter, rows, features, shares, covers)
+    recorder = None
+    if options.capture is not None:
+        branches, steps = len(batch.embeds) // len(requests), max(request.room for request in requests)
+        recorder = Recorder(options.capture, adapter, batch, branches, steps)
+    # Prepared before the session begins, which may forbid that anything is compiled.
+    lane = _lane(adapter, batch, options, [one.room for one in requests], recorder) if options.fast else None
     with adapter.session(edits=edits, branches=names, exits=layers) as session:
-        shares: Shares | None = {} if options.capture is not None else None
-        batch = _embed(adapter, rows, features, shares, covers)
         mark(adapter, [request.prepared.pixels for request in requests], batch, session)
         prefixes = None
         if options.share and not batch.columns.cross:
             prefixes = plan(rows, [one is not None for one in covers or [None] * len(rows)], session.edits)
-        recorder = None
-        if options.capture is not None:
-            branches, steps = len(batch.embeds) // len(requests), max(request.room for request in requests)
-            recorder = Recorder(options.capture, adapter, batch, branches, steps)
-        tokens, scores = _loop(adapter, batch, requests, options, session, recorder, prefixes, listener)
+        tokens, scores = _loop(adapter, batch, requests, options, session, lane, recorder, prefixes, listener)
     ended = zip(tokens.tolist(), requests, strict=True)
     answers = [_finish(adapter, row[: request.room], options.stop_ids) for row, request in ended]
     if options.scores is not None and scores is not None:
@@ -290,6 +292,7 @@ def _loop(
     requests: Sequence[Request],
     options: Options,
     session: Session,
+    lane: Lane | None,
     recorder: Recorder | None,
     prefixes: Prefixes | None,
     listener: Listener,
@@ -298,7 +301,6 @@ def _loop(
     branches = len(batch.embeds) // len(requests)
     rooms = [request.room for request in requests]
     exits = exits_of(adapter, options.method)
-    lane = _lane(adapter, batch, options, rooms, session, recorder) if options.fast else None
     progress = lane.progress if lane else _progress(adapter, options, rooms)
     progress.start(rooms, _uniforms(requests, options))
     # Rows that end with the prefill have no place in a lane.
@@ -382,15 +384,10 @@ def _prefill(adapter: Adapter, session: Session, prefixes: Prefixes | None, lane
 
 
 def _lane(
-    adapter: Adapter,
-    batch: Embedded,
-    options: Options,
-    rooms: Sequence[int],
-    session: Session,
-    recorder: Recorder | None,
+    adapter: Adapter, batch: Embedded, options: Options, rooms: Sequence[int], recorder: Recorder | None
 ) -> Lane | None:
     """A captured step for this batch, where there can be one."""
-    if any(one is not session for one, _ in active(adapter.attention_layers[0])):
+    if active(adapter.attention_layers[0]):
         return None  # someone around this call edits or reads, too
     if not options.method.captured:
         return None

@@ -54,8 +54,9 @@ class Progress:
     def advance(self, logits: torch.Tensor, exits: torch.Tensor | None = None) -> torch.Tensor:
         """Choose each sample's next token (B,) from its branches' scores (B, K, V) and its exits' (B, exits, V)."""
         scores = self._method.combine(Step(logits, self._step[0], exits))
-        # The largest of scores some of which are no numbers is none, either.
-        self.broken |= (scores.amax(-1).isnan() & ~self._stopped).any()
+        # The largest of scores some of which are no numbers is none, either; a contrast may have forbidden them all.
+        top = scores.amax(-1)
+        self.broken |= ((top.isnan() | top.isneginf()) & ~self._stopped).any()
         drawn = self._uniforms.index_select(1, self._step)[:, 0] if self._sampling.do_sample else None
         chosen = self._sampling.choose(scores, drawn)
         chosen = torch.where(self._stopped, self._filler, chosen)

@@ -13,8 +13,8 @@ from mmattn.checks import whole
 from mmattn.errors import MmattnError
 from mmattn.grounding.attention import Attention
 
-# How many tokens' rows have one buffer.
-STEPS = 64
+# For how many tokens' rows room is made: first, and at the most; each time twice as many, as answers go on.
+FIRST, MOST = 8, 64
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Capture:
         tokens = None if self.tokens is None else tuple(whole("A token of capture", one, 0) for one in self.tokens)
         if tokens == ():
             raise MmattnError("No token is chosen for capture", "Leave tokens=None for all.")
+        tokens = tokens and tuple(dict.fromkeys(tokens))
         return Capture(_picked("layer", self.layers, depth), _picked("head", self.heads, heads), tokens, self.device)
 
 
@@ -76,8 +77,9 @@ class Recorder:
         self._counts = counts[::branches].tolist()
         tokens = range(steps) if capture.tokens is None else capture.tokens
         self._most = sum(one < steps for one in tokens)
-        # (STEPS, layers, B, heads, N) each: rows arrive where they stay.
-        self._parts: list[torch.Tensor] = []
+        # Of each sample, one after the other: (steps, layers, heads, N), filled step by step.
+        self._parts: list[list[torch.Tensor]] = [[] for _ in self._counts]
+        self._room = 0
         self._side: torch.cuda.Stream | None = None
         self.taken: list[int] = []
 
@@ -113,26 +115,37 @@ class Recorder:
             self._keep(step, rows)
 
     def _keep(self, step: int, rows: torch.Tensor) -> None:
-        place = len(self.taken) % STEPS
-        if not place:
-            device = rows.device if self._capture.device is None else torch.device(self._capture.device)
-            size = (min(STEPS, self._most - len(self.taken)), *rows.shape)
-            pinned = rows.is_cuda and device.type == "cpu"
-            self._parts.append(torch.empty(size, dtype=rows.dtype, device=device, pin_memory=pinned))
-        part = self._parts[-1]
-        if part.is_pinned():
-            self._on_the_side(rows.clone(), part[place])
+        """Keep `rows` (layers, B, heads, N)."""
+        if len(self.taken) == self._room:
+            self._more(rows)
+        place = len(self.taken) - self._room
+        mine = [parts[-1][place] for parts in self._parts]
+        if mine[0].is_pinned():
+            # A copy in any case: the next step overwrites the rows.
+            self._on_the_side(rows.transpose(0, 1).clone(memory_format=torch.contiguous_format), mine)
         else:
-            part[place].copy_(rows)
+            for number, out in enumerate(mine):
+                out.copy_(rows[:, number])
         self.taken.append(step)
 
-    def _on_the_side(self, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """Off the GPU while the next step runs."""
+    def _more(self, rows: torch.Tensor) -> None:
+        """Room for further steps."""
+        steps = min(max(self._room, FIRST), MOST, self._most - self._room)
+        self._room += steps
+        size = (steps, len(rows), *rows.shape[2:])
+        device = rows.device if self._capture.device is None else torch.device(self._capture.device)
+        pinned = rows.is_cuda and device.type == "cpu"
+        for parts in self._parts:
+            parts.append(torch.empty(size, dtype=rows.dtype, device=device, pin_memory=pinned))
+
+    def _on_the_side(self, rows: torch.Tensor, out: Sequence[torch.Tensor]) -> None:
+        """Off the GPU while the next step runs: a copy of `rows` (B, layers, heads, N)."""
         if self._side is None:
-            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._side.wait_stream(torch.cuda.current_stream())
+            self._side = torch.cuda.Stream(rows.device)  # type: ignore[no-untyped-call]
+        self._side.wait_stream(torch.cuda.current_stream(rows.device))
         with torch.cuda.stream(self._side):
-            out.copy_(rows, non_blocking=True)
+            for mine, theirs in zip(out, rows, strict=True):
+                mine.copy_(theirs, non_blocking=True)
         rows.record_stream(self._side)
 
     def keep(self, rows: torch.Tensor, branches: int) -> None:
@@ -168,10 +181,9 @@ class Recorder:
         return read
 
     def rows_of(self, sample: int) -> torch.Tensor:
-        """(layers, heads, steps taken, image tokens) of one sample."""
-        if not self._parts:
+        """(layers, heads, steps taken, image tokens) of one sample, which is handed out: it can be asked for once."""
+        parts, self._parts[sample] = self._parts[sample], []
+        if not parts:
             return torch.zeros(0, 0, 0, 0)
-        parts = [part[:, :, sample, :, : self._counts[sample]] for part in self._parts]
-        rows = (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(self.taken)].permute(1, 2, 0, 3)
-        # Pinned memory is for the way only.
-        return rows.clone() if self._parts[0].is_pinned() else rows
+        rows = torch.cat(parts)[: len(self.taken), ..., : self._counts[sample]]
+        return rows.permute(1, 2, 0, 3).contiguous()

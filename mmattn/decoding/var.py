@@ -137,8 +137,8 @@ class Redistribution(Edit):
         chosen = (of_sinks <= self.rho * picture) & (picture >= self.summ) & (whole_rest > 0)
         freed = (1 - self.p) * (weights * sink).sum(-1, keepdim=True)
         # Where a head is not chosen, sinks keep all and the rest gets nothing.
-        left, more = torch.where(chosen, self.p, 1.0), torch.where(chosen, freed / whole_rest, 0.0)
-        return torch.where(sink, weights * left, torch.addcmul(weights, rest, more))
+        share, taken = rest / torch.where(chosen, whole_rest, 1.0), chosen.to(weights.dtype)
+        return torch.where(sink, weights * (1 - (1 - self.p) * taken), torch.addcmul(weights, share, freed * taken))
 
     def _sinks(self, scores: torch.Tensor, site: Site) -> torch.Tensor:
         """(B, keys) bool."""
@@ -152,7 +152,7 @@ class Redistribution(Edit):
                     'Use dimensions="auto", or those of this language model.',
                 )
             return size[..., list(self.dimensions)].amax(-1) > self.tau
-        seen = scores[:, 0, -1, : size.shape[1]] > torch.finfo(torch.float32).min / 2
+        seen = (scores[:, 0, :, : size.shape[1]] > torch.finfo(torch.float32).min / 2).any(1)
         first = size[torch.arange(len(size), device=size.device), seen.int().argmax(-1)]
         large = (first > self.tau)[:, None, :]
         return (size * large).amax(-1) > self.tau

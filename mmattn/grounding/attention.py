@@ -62,12 +62,12 @@ class Attention:
         picked = (self._places(layers), _indices(heads, head_count, "head"), _indices(rows, row_count, "row"))
         weights = self.weights
         for axis, choice in enumerate(picked):
-            weights = weights.index_select(axis, torch.tensor(choice))
+            weights = weights.index_select(axis, torch.tensor(choice, device=weights.device))
         shown = self.layout.images[image]
         first = sum(len(one.tokens) for one in self.layout.images[:image])
         mean = weights.mean(dim=(0, 1, 2))[first : first + len(shown.tokens)]
         share = self.shares[image]
-        cells = (mean if share is None else mean @ share).numpy()
+        cells = (mean if share is None else mean @ share.to(mean.device)).cpu().numpy()
         start = 0 if shown.mixed else shown.tokens.start
         return [
             cells[[token - start for token in view.tokens]].reshape(view.rows, view.columns) for view in shown.views

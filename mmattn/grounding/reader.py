@@ -64,6 +64,7 @@ class Reader:
                 weights = self._read(chunk, batch, wanted, beginning)
             for job, one in zip(chunk, weights, strict=True):
                 yield self.attention(job, one, wanted)
+            del weights, one  # before the next batch comes
 
     def head_means(self, job: Job) -> torch.Tensor:
         """Attention of every token to every token, mean over heads: (L, T, T) float32 on the CPU.

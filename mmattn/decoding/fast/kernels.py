@@ -360,7 +360,7 @@ def attention(
         there = slots < last
         places = (base + slots)[:, None] * D + d[None, :]
         loaded = there[:, None] & (d[None, :] < D)
-        kept = scores + (row * H + heads[:, None]) * C + slots[None, :]
+        kept = scores + (row * H + heads[:, None]).to(tl.int64) * C + slots[None, :]
         if READ:
             weight = tl.load(kept, mask=mine[:, None] & there[None, :], other=0.0)
         else:

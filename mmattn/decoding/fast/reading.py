@@ -27,6 +27,10 @@ class LastRows:
         self._entry = {layer: entry for entry, layer in enumerate(wanted)}
         width = (parts.heads + 2 * parts.groups) * parts.dim
         self._queries = torch.empty(len(wanted), len(mask), width, device=mask.device, dtype=parts.dtype)
+        # From the host before the prefill begins: later it would wait for it.
+        self._layers = torch.tensor(wanted, device=mask.device, dtype=torch.int32)
+        assert capture.columns is not None
+        self._columns = capture.columns.to(mask.device).contiguous()
 
     @classmethod
     def of(cls, parts: DecoderParts, session: Session, mask: torch.Tensor) -> Self | None:
@@ -50,8 +54,7 @@ class LastRows:
         hidden[:, :, : mask.shape[1]] = mask == 0
         begins = (mask.cumsum(-1) == 0).sum(-1).int().repeat(layers)
         length = torch.full((), mask.shape[1] - 1, dtype=torch.int32, device=device)
-        order = torch.tensor(list(self._entry), device=device, dtype=torch.int32)
-        places = (order[:, None] * owners + torch.arange(rows, device=device)).int().contiguous()
+        places = (self._layers[:, None] * owners + torch.arange(rows, device=device)).int().contiguous()
         scores = torch.full((layers, rows, parts.heads, 1, slots), -torch.inf, device=device)
         none = scores  # what only computing scores leaves alone
         kernels.attention[(layers * rows, parts.groups, SPLITS)](
@@ -59,10 +62,8 @@ class LastRows:
             H=parts.heads, G=parts.groups, D=parts.dim, C=slots, PARTS=SPLITS, HIDES=True, WRITE=True, READ=False,
             MIX=False, PLACED=True, **attention_blocks(parts, slots),
         )  # fmt: skip
-        assert self._capture.columns is not None
-        columns = self._capture.columns.to(device).contiguous()
-        out = scores.new_empty(layers, rows, parts.heads, columns.shape[1])
+        out = scores.new_empty(layers, rows, parts.heads, self._columns.shape[1])
         final = torch.zeros(layers, dtype=torch.int8, device=device)
-        keep_rows(scores, final, torch.arange(parts.heads, device=device), columns, out)
+        keep_rows(scores, final, torch.arange(parts.heads, device=device), self._columns, out)
         for layer, entry in self._entry.items():
             self._capture.weights[layer] = out[entry, :, :, None]
