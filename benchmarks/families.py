@@ -21,8 +21,9 @@ from mmattn.adapters import Adapter, Pixels, Sample
 from mmattn.bench import MODELS, build, measure
 from mmattn.bench.shapes import prompt
 from mmattn.decoding import resolve, split_methods
-from mmattn.decoding.engine import Options, Request, run
+from mmattn.decoding.engine import run
 from mmattn.decoding.method import Method
+from mmattn.decoding.requests import Options, Request
 from mmattn.decoding.sampling import Sampling
 from mmattn.eval.provenance import commit, versions
 

@@ -31,8 +31,9 @@ from mmattn import scenes
 from mmattn.adapters import Adapter, Affine, Sample, View
 from mmattn.bench.shapes import MODELS, build, prompt
 from mmattn.decoding import Method
-from mmattn.decoding.engine import Options, Request, run
+from mmattn.decoding.engine import run
 from mmattn.decoding.fast import LANES
+from mmattn.decoding.requests import Options, Request
 from mmattn.decoding.sampling import Sampling
 from mmattn.eval import load_instances, provenance
 from mmattn.eval.referring import single_objects

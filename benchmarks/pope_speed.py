@@ -19,8 +19,9 @@ import typer
 from mmattn.adapters import Adapter, Pixels, Sample
 from mmattn.bench.shapes import build, prompt
 from mmattn.decoding import resolve
-from mmattn.decoding.engine import Options, Request, run
+from mmattn.decoding.engine import run
 from mmattn.decoding.fast import LANES
+from mmattn.decoding.requests import Options, Request
 from mmattn.decoding.sampling import Sampling
 from mmattn.eval.provenance import commit, versions
 

@@ -24,10 +24,10 @@ from mmattn.adapters import Adapter, Pixels, Prepared, Sample, adapter_for
 from mmattn.adapters.base import content_key
 from mmattn.adapters.text import MARK, Tokenised
 from mmattn.decoding.emphasis import joined, marked, steers
-from mmattn.decoding.engine import Generation, Options, run
+from mmattn.decoding.engine import Generation, run
 from mmattn.decoding.method import Method
 from mmattn.decoding.registry import resolve
-from mmattn.decoding.requests import requests_of
+from mmattn.decoding.requests import Options, requests_of
 from mmattn.decoding.sampling import Sampling, sample_keys
 from mmattn.errors import MmattnError
 from mmattn.vlm import require_pictures, samples_of

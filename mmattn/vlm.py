@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from mmattn.adapters import Sample, adapter_for
 from mmattn.checks import whole
 from mmattn.decoding.emphasis import joined, marked
-from mmattn.decoding.engine import Generation, Options, run
+from mmattn.decoding.engine import Generation, run
 from mmattn.decoding.method import Method
 from mmattn.decoding.recorder import Capture
 from mmattn.decoding.registry import resolve
-from mmattn.decoding.requests import requests_of
+from mmattn.decoding.requests import Options, requests_of
 from mmattn.decoding.room import ON_CPU, affordable
 from mmattn.decoding.sampling import Sampling, sample_keys
 from mmattn.errors import MmattnError

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 import mmattn
 from mmattn.decoding import DeCo, DoLa, Method, Sampling, Step
-from mmattn.decoding.engine import Options
 from mmattn.decoding.fast import LANES
+from mmattn.decoding.requests import Options
 from mmattn.errors import MmattnError
 from tests.stock import is_t5
 from tests.test_contrasts import Stock, cut, log_softmax
@@ -189,8 +189,7 @@ def test_a_shared_choice_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> Non
         vlm = mmattn.wrap(*tiny_llava())
         options = Options(mmattn.decoding.resolve(method), Sampling(), frozenset(), 0)
         batch = type("Batch", (), {"mask": torch.ones(1, 4)})
-        with vlm.adapter.session() as session:
-            return engine._lane(vlm.adapter, batch, options, [3], session, None)  # type: ignore[arg-type]
+        return engine._lane(vlm.adapter, batch, options, [3], None)  # type: ignore[arg-type]
 
     assert lane("boost+dola") == "a lane"
     assert lane("boost+dola(shared=1)") is None

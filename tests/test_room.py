@@ -8,7 +8,7 @@ import pytest
 
 import mmattn
 from mmattn.adapters import Sample
-from mmattn.decoding.engine import Request
+from mmattn.decoding.requests import Request
 from mmattn.decoding.room import affordable
 from tests.tiny import FAMILIES
 

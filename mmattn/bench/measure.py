@@ -20,11 +20,12 @@ from transformers.cache_utils import DynamicCache
 
 from mmattn.adapters import Adapter, Pixels, Sample
 from mmattn.bench.shapes import prompt
-from mmattn.decoding.engine import Options, Request, run
+from mmattn.decoding.engine import run
 from mmattn.decoding.fast import LANES
 from mmattn.decoding.features import Features
 from mmattn.decoding.method import Method, plausible
 from mmattn.decoding.recorder import Capture
+from mmattn.decoding.requests import Options, Request
 from mmattn.decoding.sampling import Sampling
 
 # Samples up to which all kinds fit onto the device together.

@@ -5,7 +5,7 @@ B samples, K branches of the method, V vocabulary; rows are ordered sample by sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from transformers.cache_utils import Cache
 
-from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Sample, SharedCache, Shares
-from mmattn.attention import RowCapture, Session, active
+from mmattn.adapters import Adapter, Embedded, Pixels, SharedCache, Shares
+from mmattn.attention import Session, active
+from mmattn.decoding.branching import covers_of, embed, rows_of
 from mmattn.decoding.exits import exit_scores, exits_of
 from mmattn.decoding.fast import LANES, Rules, Size
 from mmattn.decoding.features import Features
@@ -23,8 +24,9 @@ from mmattn.decoding.marks import mark
 from mmattn.decoding.method import Method, Step
 from mmattn.decoding.prefix import Decode, Prefixes, plan, prefill
 from mmattn.decoding.progress import Progress
-from mmattn.decoding.recorder import Capture, Recorder
-from mmattn.decoding.sampling import Sampling, stream
+from mmattn.decoding.recorder import Recorder
+from mmattn.decoding.requests import Options, Request
+from mmattn.decoding.sampling import stream
 from mmattn.errors import MmattnError, is_out_of_memory
 from mmattn.grounding.attention import Attention
 
@@ -51,48 +53,6 @@ class Generation:
     attention: Attention | None = field(default=None, compare=False, repr=False)
     stop_token: int | None = field(default=None, compare=False, repr=False)
     scores: Mapping[str | int, float] | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A sample ready to decode.
-
-    Attributes:
-        sample: as the user gave it; noise hangs on its pictures, whatever the method makes of them.
-        key: names its random streams, those of its pictures aside.
-        repeat: how many samples with this key stand before it; they draw other tokens, from the same scores.
-        room: tokens that may be generated.
-        others: the sample as each further branch of the method sees it; empty if it does not change for any.
-        probes: the sample as each probe sees it, by name.
-    """
-
-    sample: Sample
-    prepared: Prepared
-    key: str
-    repeat: int
-    room: int
-    others: tuple[Prepared, ...] = ()
-    probes: Mapping[str, Prepared] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What holds for all samples of one `generate` call.
-
-    Attributes:
-        fast: on a GPU, decode by a step that is captured once and replayed, where the model and the method allow it.
-        share: let prompts about one picture share its prefill.
-        scores: token ids, by any name, whose scores for the first token are kept.
-    """
-
-    method: Method
-    sampling: Sampling
-    stop_ids: frozenset[int]
-    seed: int
-    capture: Capture | None = None
-    fast: bool = True
-    share: bool = True
-    scores: Mapping[str | int, int] | None = None
 
 
 def run(
@@ -166,13 +126,13 @@ def _decode_batch(
     listener: Listener,
 ) -> list[Generation]:
     names = ("plain", *(branch.name for branch in options.method.branches()))
-    covers = _covers(adapter, requests, options, features)
+    covers = covers_of(adapter, requests, options, features)
     made: dict[str, Pixels] = {}
-    rows = [row for request in requests for row in _branch_rows(request, options, made)]
+    rows = [row for request in requests for row in rows_of(request, options, made)]
     exits = exits_of(adapter, options.method)
     edits, layers = options.method.edits(), exits.layers if exits else ()
     shares: Shares | None = {} if options.capture is not None else None
-    batch = _embed(adapter, rows, features, shares, covers)
+    batch = embed(adapter, rows, features, shares, covers)
     recorder = None
     if options.capture is not None:
         branches, steps = len(batch.embeds) // len(requests), max(request.room for request in requests)
@@ -194,96 +154,6 @@ def _decode_batch(
         return answers
     read = recorder.attention([request.prepared for request in requests], [one.token_ids for one in answers], shares)
     return [replace(answer, attention=rows) for answer, rows in zip(answers, read, strict=True)]
-
-
-@dataclass(frozen=True)
-class _Cover:
-    """Image tokens (image tokens,) bool that are hidden, or whose features are 0."""
-
-    tokens: torch.Tensor
-    zeroed: bool
-
-    def zero(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        parts = torch.split(self.tokens, [len(one) for one in features])
-        return [one.masked_fill(part.to(one.device)[:, None], 0) for one, part in zip(features, parts, strict=True)]
-
-
-def _covers(
-    adapter: Adapter, requests: Sequence[Request], options: Options, features: Features
-) -> list[_Cover | None] | None:
-    """What is covered in each row of the batch; None where nothing is in any."""
-    branches = options.method.branches()
-    if all(branch.hidden is None for branch in branches):
-        return None
-    found: list[_Cover | None] = []
-    for looks in _probe(adapter, requests, features):
-        chosen = [_Cover(branch.hidden(looks), branch.zeroed) if branch.hidden else None for branch in branches]
-        found += [None, *chosen]
-    return found
-
-
-def _probe(adapter: Adapter, requests: Sequence[Request], features: Features) -> list[dict[str, torch.Tensor]]:
-    """What the last token of each prompt looks at, under each probe: (layers, heads, image tokens) on the CPU.
-
-    One prefill of the unedited model, without a cache.
-    """
-    names = ["plain", *requests[0].probes]
-    rows = [(one, one.pixels) for request in requests for one in (request.prepared, *request.probes.values())]
-    batch = _embed(adapter, rows, features)
-    image = batch.columns.image
-    counts = image.sum(-1).tolist()
-    columns = image.int().argsort(dim=-1, descending=True, stable=True)[:, : max(counts)]
-    capture = RowCapture(torch.full((len(rows), 1), -1), columns)
-    with adapter.session(capture):
-        adapter.decode(batch)
-    read = capture.stacked()[:, :, :, 0].cpu()
-    looks = [read[:, row, :, :count] for row, count in enumerate(counts)]
-    return [dict(zip(names, looks[at : at + len(names)], strict=True)) for at in range(0, len(looks), len(names))]
-
-
-def _embed(
-    adapter: Adapter,
-    rows: Sequence[tuple[Prepared, tuple[Pixels, ...]]],
-    known: Features,
-    shares: Shares | None = None,
-    covers: Sequence[_Cover | None] | None = None,
-) -> Embedded:
-    """One left-padded batch; equal pictures are encoded once."""
-    encoded = known.of(adapter, {one.key: one for _, pixels in rows for one in pixels}, shares)
-    features = [[encoded[one.key] for one in pixels] for _, pixels in rows]
-    hidden: list[torch.Tensor | None] = [None] * len(rows)
-    for row, cover in enumerate(covers or ()):
-        if cover is not None and cover.zeroed:
-            features[row] = cover.zero(features[row])
-        elif cover is not None:
-            hidden[row] = cover.tokens
-    return adapter.embed([row for row, _ in rows], features, hidden)
-
-
-def _branch_rows(
-    request: Request, options: Options, made: dict[str, Pixels]
-) -> Iterator[tuple[Prepared, tuple[Pixels, ...]]]:
-    """The tokens and pictures of the plain branch and the others; changed pictures get keys of their own.
-
-    `made` keeps them by these keys.
-    """
-    yield request.prepared, request.prepared.pixels
-    branches = options.method.branches()
-    others = request.others or (request.prepared,) * len(branches)
-    for branch, prepared in zip(branches, others, strict=True):
-        if branch.pixels is None:
-            yield prepared, prepared.pixels
-            continue
-        # Draws by the picture, not the prompt: questions about one picture go on sharing what they begin with.
-        names = request.sample.image_keys or tuple(one.key for one in prepared.pixels)
-        changed = []
-        for one, name in zip(prepared.pixels, names, strict=True):
-            key = f"{one.key} {branch.name} {options.seed} {name}"
-            if key not in made:
-                generator = stream(options.seed, f"branch {branch.name}", name)
-                made[key] = replace(one, key=key, values=branch.pixels(one.values, generator))
-            changed.append(made[key])
-        yield prepared, tuple(changed)
 
 
 def _loop(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mmattn.adapters import Adapter
-from mmattn.decoding.engine import Request
+from mmattn.decoding.requests import Request
 
 # Rows that the fused step serves at one reading of the weights, and samples where there is no such step.
 ROWS, ON_CPU = 64, 16

@@ -11,9 +11,10 @@ import torch
 
 from mmattn.adapters import Adapter, Prepared, Sample, Shares
 from mmattn.attention import RowCapture
-from mmattn.decoding.engine import Generation, Options, Request, run
+from mmattn.decoding.engine import Generation, run
 from mmattn.decoding.features import Features
 from mmattn.decoding.method import Branch, Card, Contrast, Step, contrasted
+from mmattn.decoding.requests import Options, Request
 from mmattn.decoding.sampling import Sampling
 from mmattn.errors import MmattnError
 from mmattn.referring.latent import ControlMLLM, descend

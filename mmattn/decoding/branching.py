@@ -1,0 +1,104 @@
+"""The rows of a batch: every branch of every sample, with the pictures that it sees and what is hidden of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Shares
+from mmattn.attention import RowCapture
+from mmattn.decoding.features import Features
+from mmattn.decoding.requests import Options, Request
+from mmattn.decoding.sampling import stream
+
+
+@dataclass(frozen=True)
+class Cover:
+    """Image tokens (image tokens,) bool that are hidden, or whose features are 0."""
+
+    tokens: torch.Tensor
+    zeroed: bool
+
+    def zero(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        parts = torch.split(self.tokens, [len(one) for one in features])
+        return [one.masked_fill(part.to(one.device)[:, None], 0) for one, part in zip(features, parts, strict=True)]
+
+
+def covers_of(
+    adapter: Adapter, requests: Sequence[Request], options: Options, features: Features
+) -> list[Cover | None] | None:
+    """What is covered in each row of the batch; None where nothing is in any."""
+    branches = options.method.branches()
+    if all(branch.hidden is None for branch in branches):
+        return None
+    found: list[Cover | None] = []
+    for looks in _probe(adapter, requests, features):
+        chosen = [Cover(branch.hidden(looks), branch.zeroed) if branch.hidden else None for branch in branches]
+        found += [None, *chosen]
+    return found
+
+
+def _probe(adapter: Adapter, requests: Sequence[Request], features: Features) -> list[dict[str, torch.Tensor]]:
+    """What the last token of each prompt looks at, under each probe: (layers, heads, image tokens) on the CPU.
+
+    One prefill of the unedited model, without a cache.
+    """
+    names = ["plain", *requests[0].probes]
+    rows = [(one, one.pixels) for request in requests for one in (request.prepared, *request.probes.values())]
+    batch = embed(adapter, rows, features)
+    image = batch.columns.image
+    counts = image.sum(-1).tolist()
+    columns = image.int().argsort(dim=-1, descending=True, stable=True)[:, : max(counts)]
+    capture = RowCapture(torch.full((len(rows), 1), -1), columns)
+    with adapter.session(capture):
+        adapter.decode(batch)
+    read = capture.stacked()[:, :, :, 0].cpu()
+    looks = [read[:, row, :, :count] for row, count in enumerate(counts)]
+    return [dict(zip(names, looks[at : at + len(names)], strict=True)) for at in range(0, len(looks), len(names))]
+
+
+def embed(
+    adapter: Adapter,
+    rows: Sequence[tuple[Prepared, tuple[Pixels, ...]]],
+    known: Features,
+    shares: Shares | None = None,
+    covers: Sequence[Cover | None] | None = None,
+) -> Embedded:
+    """One left-padded batch; equal pictures are encoded once."""
+    encoded = known.of(adapter, {one.key: one for _, pixels in rows for one in pixels}, shares)
+    features = [[encoded[one.key] for one in pixels] for _, pixels in rows]
+    hidden: list[torch.Tensor | None] = [None] * len(rows)
+    for row, cover in enumerate(covers or ()):
+        if cover is not None and cover.zeroed:
+            features[row] = cover.zero(features[row])
+        elif cover is not None:
+            hidden[row] = cover.tokens
+    return adapter.embed([row for row, _ in rows], features, hidden)
+
+
+def rows_of(
+    request: Request, options: Options, made: dict[str, Pixels]
+) -> Iterator[tuple[Prepared, tuple[Pixels, ...]]]:
+    """The tokens and pictures of the plain branch and the others; changed pictures get keys of their own.
+
+    `made` keeps them by these keys.
+    """
+    yield request.prepared, request.prepared.pixels
+    branches = options.method.branches()
+    others = request.others or (request.prepared,) * len(branches)
+    for branch, prepared in zip(branches, others, strict=True):
+        if branch.pixels is None:
+            yield prepared, prepared.pixels
+            continue
+        # Draws by the picture, not the prompt: questions about one picture go on sharing what they begin with.
+        names = request.sample.image_keys or tuple(one.key for one in prepared.pixels)
+        changed = []
+        for one, name in zip(prepared.pixels, names, strict=True):
+            key = f"{one.key} {branch.name} {options.seed} {name}"
+            if key not in made:
+                generator = stream(options.seed, f"branch {branch.name}", name)
+                made[key] = replace(one, key=key, values=branch.pixels(one.values, generator))
+            changed.append(made[key])
+        yield prepared, tuple(changed)
