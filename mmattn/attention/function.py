@@ -124,7 +124,8 @@ def _edited(output: torch.Tensor, call: Call, work: Work) -> torch.Tensor:
 def _rewritten(output: torch.Tensor, call: Call, rows: torch.Tensor, mine: torch.Tensor, work: Work) -> torch.Tensor:
     """`output` (B, T, H, D) with `rows` (B, R) anew where they are `mine` (B, R)."""
     weights = _weights(call, rows, work)
-    if call.mask is not None and output.shape[1] > 1:  # padding may see nothing: its weights are no numbers
+    # A row of padding, or the first of all once an edit has hidden it, sees nothing: its weights are no numbers.
+    if output.shape[1] > 1 and (call.mask is not None or any(job.edit.every_row for job in work)):
         mine = mine & ~weights[:, 0].isnan().all(-1)
     new = call.output(weights).to(output.dtype)
     batch = torch.arange(len(rows), device=rows.device)[:, None]
