@@ -45,7 +45,8 @@ def compiling() -> Iterator[None]:
     """Within the context our own code may be compiled for each of many methods, and nobody else hears of it."""
     import torch._dynamo  # takes a second
 
-    limits = {"recompile_limit": KINDS, "accumulated_recompile_limit": 4 * KINDS}
+    wanted = {"recompile_limit": KINDS, "accumulated_recompile_limit": 4 * KINDS}
+    limits = {name: most for name, most in wanted.items() if hasattr(torch._dynamo.config, name)}  # from torch 2.7 on
     with torch._dynamo.config.patch(limits), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\._inductor")  # advice to who writes the code
         yield
