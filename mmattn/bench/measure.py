@@ -113,31 +113,41 @@ def _timed(
     before, LANES.room = LANES.room, len(plans)
     try:
         for some in rounds:
-            peaks = {}
-            for name, plan in some.items():
-                _forget(adapter)
-                _, peaks[name] = _once(lambda plan=plan: plan(1 + steps))  # type: ignore[misc]
-            for name, (short, long) in _in_turns(some, steps, repeats).items():
-                yield name, (short, long, peaks[name])
+            _forget(adapter)
+            yield from _in_turns(some, steps, repeats).items()
             _forget(adapter)
     finally:
         LANES.room = before
 
 
-def _in_turns(plans: dict[str, Callable[[int], Any]], steps: int, repeats: int) -> dict[str, tuple[float, float]]:
+def _in_turns(
+    plans: dict[str, Callable[[int], Any]], steps: int, repeats: int
+) -> dict[str, tuple[float, float, int | None]]:
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in plans}
+    peaks: dict[str, int | None] = {}
+    alone = _allocated()
     for turn in range(repeats + 1):
         for name, plan in plans.items():
-            short, long = (_once(lambda plan=plan, tokens=tokens: plan(tokens))[0] for tokens in (1, 1 + steps))  # type: ignore[misc]
+            others = _allocated() - alone  # what earlier plans keep
+            short, _ = _once(plan, 1)
+            long, peak = _once(plan, 1 + steps)
             if turn:  # the first one compiles and warms up
                 seen[name].append((short, long))
+            else:
+                peaks[name] = None if peak is None else peak - others
     return {
-        name: (statistics.median(short for short, _ in rows), statistics.median(long for _, long in rows))
+        name: (statistics.median(short for short, _ in rows), statistics.median(long for _, long in rows), peaks[name])
         for name, rows in seen.items()
     }
 
 
-def _once(work: Callable[[], Any]) -> tuple[float, int | None]:
+def _allocated() -> int:
+    """Bytes on the device."""
+    gc.collect()
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
+def _once(plan: Callable[[int], Any], tokens: int) -> tuple[float, int | None]:
     """Seconds, and the peak of device memory in bytes."""
     cuda = torch.cuda.is_available()
     gc.collect()
@@ -145,7 +155,7 @@ def _once(work: Callable[[], Any]) -> tuple[float, int | None]:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    work()
+    plan(tokens)
     if cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start, torch.cuda.max_memory_allocated() if cuda else None
