@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.launches import compiled
 
 pytest.importorskip("triton")
 
 # What their decoders have that the others have not: nothing, biases, and norms of query and key.
 FAMILIES = ["llava", "qwen2.5-vl", "qwen3-vl"]
-CODE = "from tests.fast_step import main; main()"
+CODE = """
+import sys
+from pathlib import Path
+from tests.fast_step import main
+from tests.launches import noted
+with noted(Path(sys.argv.pop())):
+    main()
+"""
 
 
-def test_steps_and_answers_equal_those_of_the_modules() -> None:
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     """In a process of its own: the interpreter is chosen when the kernels are imported."""
+    path = tmp_path_factory.mktemp("kernels") / "launches.json"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", CODE, *FAMILIES], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("rows") == 1 + len(FAMILIES)
+    words = [sys.executable, "-c", CODE, *FAMILIES, str(path)]
+    return subprocess.run(words, env=environment, capture_output=True, text=True), path
+
+
+def test_steps_and_answers_equal_those_of_the_modules(done: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    process, _ = done
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stdout.count("rows") == 1 + len(FAMILIES)
+
+
+def test_kernels_can_be_compiled_as_they_were_launched(
+    done: tuple[subprocess.CompletedProcess[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path = done
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(path.parent))
+    ways = json.loads(path.read_text(encoding="utf-8"))
+    assert {one["kernel"] for one in ways} == {
+        "embed", "product", "product_onto", "gated_product", "rotate_and_store", "attention", "join_parts", "keep_rows"
+    }  # fmt: skip
+    assert all(compiled(one) for one in ways)

@@ -312,7 +312,7 @@ def attention(
     out,  # (M, H D), written where P = 1
     begins,  # (M,) int32: the first real slot of each row
     length,  # () int32: the last slot to be read
-    places,  # (M,) int32: whose keys and values a row reads, with PLACED; else its own
+    owners,  # (M,) int32: whose keys and values a row reads, with OWNED; else its own
     scale,
     H: tl.constexpr,
     G: tl.constexpr,
@@ -323,7 +323,7 @@ def attention(
     WRITE: tl.constexpr,
     READ: tl.constexpr,
     MIX: tl.constexpr,
-    PLACED: tl.constexpr,
+    OWNED: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -349,8 +349,8 @@ def attention(
         other=0.0,
     )
     owner = row
-    if PLACED:
-        owner = tl.load(places + row)
+    if OWNED:
+        owner = tl.load(owners + row)
     base = (owner * G + group).to(tl.int64) * C
     top = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)

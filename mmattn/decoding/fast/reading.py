@@ -49,18 +49,18 @@ class LastRows:
         """From the keys (all layers, B, G, C, D), which may be part of a longer batch's."""
         parts, mask, device = self._parts, self._mask, self._mask.device
         layers, rows, _ = self._queries.shape
-        slots, owners = keys.shape[3], keys.stride(0) // keys.stride(1)
+        slots, apart = keys.shape[3], keys.stride(0) // keys.stride(1)
         hidden = torch.ones(layers, rows, slots, dtype=torch.int8, device=device)
         hidden[:, :, : mask.shape[1]] = mask == 0
         begins = (mask.cumsum(-1) == 0).sum(-1).int().repeat(layers)
         length = torch.full((), mask.shape[1] - 1, dtype=torch.int32, device=device)
-        places = (self._layers[:, None] * owners + torch.arange(rows, device=device)).int().contiguous()
+        owners = (self._layers[:, None] * apart + torch.arange(rows, device=device)).int().contiguous()
         scores = torch.full((layers, rows, parts.heads, 1, slots), -torch.inf, device=device)
         none = scores  # what only computing scores leaves alone
         kernels.attention[(layers * rows, parts.groups, SPLITS)](
-            self._queries, keys, keys, hidden, scores, none, none, none, none, begins, length, places, parts.scale,
+            self._queries, keys, keys, hidden, scores, none, none, none, none, begins, length, owners, parts.scale,
             H=parts.heads, G=parts.groups, D=parts.dim, C=slots, PARTS=SPLITS, HIDES=True, WRITE=True, READ=False,
-            MIX=False, PLACED=True, **attention_blocks(parts, slots),
+            MIX=False, OWNED=True, **attention_blocks(parts, slots),
         )  # fmt: skip
         out = scores.new_empty(layers, rows, parts.heads, self._columns.shape[1])
         final = torch.zeros(layers, dtype=torch.int8, device=device)

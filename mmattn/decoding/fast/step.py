@@ -203,7 +203,7 @@ class DecodeStep:
             self._qkv, keys, values, self.hidden, scores, self._part_out, self._part_max, self._part_sum, self._mixed,
             self.begins, self.length, self._none, parts.scale,
             H=parts.heads, G=parts.groups, D=parts.dim, C=self.slots, PARTS=splits, HIDES=self.hides, WRITE=write,
-            READ=read, MIX=mix, PLACED=False, **attention_blocks(parts, self.slots),
+            READ=read, MIX=mix, OWNED=False, **attention_blocks(parts, self.slots),
         )  # fmt: skip
         if mix and splits > 1:
             kernels.join_parts[(self.rows * parts.heads,)](
