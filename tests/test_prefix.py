@@ -10,13 +10,15 @@ import torch
 import mmattn
 from mmattn.adapters import SharedCache
 from mmattn.decoding import resolve
+from mmattn.decoding.branching import _probe
 from mmattn.decoding.features import Features
+from mmattn.decoding.requests import Request
 from tests.test_methods import STRONG
 from tests.tiny import FAMILIES
 
 WORDS = ["is there a dog?", "is there a cat on it?", "is there a dog or a very long snake on it?", "where?"]
 SETTINGS: dict[str, Any] = {"max_new_tokens": 5, "stop_token_ids": []}
-METHODS = ["greedy", "vcd", "rbd", "m3id", "pasta", "var", "pai", "vhr"]
+METHODS = ["greedy", "vcd", "rbd", "iava", "avisc", "m3id", "pasta", "var", "pai", "vhr"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -73,6 +75,29 @@ def test_it_is_less_work(vlm: mmattn.VLM, pictures: list[Any]) -> None:
         _tokens(vlm, images=images[:2], prompts=prompts[:2], share=share, **SETTINGS)[1] for share in (True, False)
     ]
     assert alone[0] == alone[1]
+
+
+def test_prompts_that_only_tell_where_to_look_share_too(vlm: mmattn.VLM, pictures: list[Any]) -> None:
+    """RBD, AvisC and IAVA ask where the model looks before they decode."""
+    prompts = [letter * 3 for letter in "abcdefgh"]
+    prepared = vlm.adapter.prepare([mmattn.adapters.Sample((pictures[0],), word) for word in prompts])
+    requests = [Request(mmattn.adapters.Sample((), "-"), one, "", 0, 1, probes={"same": one}) for one in prepared]
+    counts, looks = [], []
+    for share in (True, False):
+        sizes: list[int] = []
+        hook = vlm.adapter.decoder.register_forward_hook(
+            lambda _module, _given, named, _out, sizes=sizes: sizes.append(named["inputs_embeds"][..., 0].numel()),
+            with_kwargs=True,
+        )
+        with torch.inference_mode():
+            looks.append(_probe(vlm.adapter, requests, Features(), share))
+        hook.remove()
+        counts.append(sum(sizes))
+    assert counts[0] < 0.5 * counts[1]
+    for one, other in zip(*looks, strict=True):
+        assert list(one) == ["plain", "same"]
+        for name, look in one.items():
+            torch.testing.assert_close(look, other[name], atol=1e-6, rtol=1e-4)
 
 
 def test_rows_kept_are_the_same(family: mmattn.VLM, pictures: list[Any]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, Shares
+from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, SharedCache, Shares
 from mmattn.attention import RowCapture
 from mmattn.decoding.features import Features
+from mmattn.decoding.prefix import by_modules, plan, prefill
 from mmattn.decoding.requests import Options, Request
 from mmattn.decoding.sampling import stream
 
@@ -34,16 +36,18 @@ def covers_of(
     if all(branch.hidden is None for branch in branches):
         return None
     found: list[Cover | None] = []
-    for looks in _probe(adapter, requests, features):
+    for looks in _probe(adapter, requests, features, options.share):
         chosen = [Cover(branch.hidden(looks), branch.zeroed) if branch.hidden else None for branch in branches]
         found += [None, *chosen]
     return found
 
 
-def _probe(adapter: Adapter, requests: Sequence[Request], features: Features) -> list[dict[str, torch.Tensor]]:
+def _probe(
+    adapter: Adapter, requests: Sequence[Request], features: Features, share: bool
+) -> list[dict[str, torch.Tensor]]:
     """What the last token of each prompt looks at, under each probe: (layers, heads, image tokens) on the CPU.
 
-    One prefill of the unedited model, without a cache.
+    A prefill of the unedited model; what prompts about one picture begin with goes through it once, if they `share`.
     """
     names = ["plain", *requests[0].probes]
     rows = [(one, one.pixels) for request in requests for one in (request.prepared, *request.probes.values())]
@@ -52,8 +56,13 @@ def _probe(adapter: Adapter, requests: Sequence[Request], features: Features) ->
     counts = image.sum(-1).tolist()
     columns = image.int().argsort(dim=-1, descending=True, stable=True)[:, : max(counts)]
     capture = RowCapture(torch.full((len(rows), 1), -1), columns)
-    with adapter.session(capture):
-        adapter.decode(batch)
+    prefixes = plan(rows, [False] * len(rows), ()) if share and not batch.columns.cross else None
+    cache = adapter.new_cache() if prefixes else None
+    with adapter.session(capture) as session:
+        if prefixes and isinstance(cache, SharedCache):
+            prefill(adapter, batch, prefixes, cache, session, partial(by_modules, adapter))
+        else:
+            adapter.decode(batch)
     read = capture.stacked()[:, :, :, 0].cpu()
     looks = [read[:, row, :, :count] for row, count in enumerate(counts)]
     return [dict(zip(names, looks[at : at + len(names)], strict=True)) for at in range(0, len(looks), len(names))]

@@ -22,7 +22,7 @@ from mmattn.decoding.features import Features
 from mmattn.decoding.listener import Listener, OnToken
 from mmattn.decoding.marks import mark
 from mmattn.decoding.method import Method, Step
-from mmattn.decoding.prefix import Decode, Prefixes, plan, prefill
+from mmattn.decoding.prefix import Decode, Prefixes, by_modules, plan, prefill
 from mmattn.decoding.progress import Progress
 from mmattn.decoding.recorder import Recorder
 from mmattn.decoding.requests import Options, Request
@@ -177,7 +177,7 @@ def _loop(
     cache = lane.cache(len(batch.mask)) if lane and branches == lane.branches else adapter.new_cache()
     scores = None
     for step in range(max(rooms)):
-        decode = _prefill(adapter, session, prefixes, lane) if step == 0 else partial(_plain, adapter)
+        decode = _prefill(adapter, session, prefixes, lane) if step == 0 else partial(by_modules, adapter)
         hidden = _recorded(decode, batch, cache, session, recorder, step)
         early = exit_scores(adapter, exits, session.left, branches)
         if step == 0:
@@ -232,18 +232,13 @@ def _recorded(
     return hidden
 
 
-def _plain(adapter: Adapter, batch: Embedded, cache: Cache) -> torch.Tensor:
-    """By the model's own modules."""
-    return adapter.decode(batch, cache)[:, -1]
-
-
 def _prefill(adapter: Adapter, session: Session, prefixes: Prefixes | None, lane: Lane | None) -> Decode:
     """The first call: in a lane's way where there is one, and of what prompts begin with once."""
 
     def decode(batch: Embedded, cache: Cache) -> torch.Tensor:
         if lane is not None and isinstance(cache, SharedCache):
             return lane.prefill(adapter, batch, cache, session)
-        return _plain(adapter, batch, cache)
+        return by_modules(adapter, batch, cache)
 
     def shared(batch: Embedded, cache: Cache) -> torch.Tensor:
         if prefixes is None or not isinstance(cache, SharedCache):

@@ -40,6 +40,11 @@ class Prefixes:
     sizes: tuple[int, ...]
 
 
+def by_modules(adapter: Adapter, batch: Embedded, cache: Cache) -> torch.Tensor:
+    """A `Decode` by the model's own modules."""
+    return adapter.decode(batch, cache)[:, -1]
+
+
 def plan(
     rows: Sequence[tuple[Prepared, tuple[Pixels, ...]]], alone: Sequence[bool], edits: Sequence[Edit]
 ) -> Prefixes | None:
