@@ -9,6 +9,15 @@ from typing import Any
 import torch
 
 import mmattn
+from tests.tiny import FAMILIES
+
+
+def comparable(family: str) -> mmattn.VLM:
+    """A tiny model of a family whose answers hold no image token: plain transformers takes it for another picture."""
+    vlm = mmattn.wrap(*FAMILIES[family](spread=0.12))
+    with torch.no_grad():
+        vlm.model.get_output_embeddings().weight[vlm.adapter.image_token_id] = 0
+    return vlm
 
 
 def is_t5(vlm: mmattn.VLM) -> bool:

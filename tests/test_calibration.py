@@ -17,7 +17,7 @@ from mmattn.decoding import ACT, CMAI, SID
 from mmattn.decoding.sid import LEAST, lowest
 from mmattn.errors import MmattnError
 from tests.oracle import Whole, full_matrix
-from tests.stock import inputs_of, is_t5
+from tests.stock import comparable, inputs_of, is_t5
 from tests.test_contrasts import Stock, cut
 from tests.test_families import PROMPTS
 from tests.tiny import FAMILIES
@@ -27,10 +27,7 @@ Array = NDArray[np.float64]
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> mmattn.VLM:
-    vlm = mmattn.wrap(*FAMILIES[request.param](spread=0.12))
-    with torch.no_grad():  # plain transformers takes an image token in the answer for another picture
-        vlm.model.get_output_embeddings().weight[vlm.adapter.image_token_id] = 0
-    return vlm
+    return comparable(request.param)
 
 
 def softmax(scores: Array) -> Array:

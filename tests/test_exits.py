@@ -15,7 +15,7 @@ from mmattn.decoding import DeCo, DoLa, Method, Sampling, Step
 from mmattn.decoding.fast import LANES
 from mmattn.decoding.requests import Options
 from mmattn.errors import MmattnError
-from tests.stock import is_t5
+from tests.stock import comparable, is_t5
 from tests.test_contrasts import Stock, cut, log_softmax
 from tests.test_families import PROMPTS
 from tests.test_generate import decoder_calls
@@ -26,10 +26,7 @@ Array = NDArray[np.float64]
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> mmattn.VLM:
-    vlm = mmattn.wrap(*FAMILIES[request.param](spread=0.12))
-    with torch.no_grad():  # plain transformers takes an image token in the answer for another picture
-        vlm.model.get_output_embeddings().weight[vlm.adapter.image_token_id] = 0
-    return vlm
+    return comparable(request.param)
 
 
 def states(stock: Stock, answer: list[int]) -> tuple[Array, list[Array]]:

@@ -16,6 +16,7 @@ import mmattn
 from mmattn.decoding import VSEAM
 from mmattn.decoding.ablation import Asked, head_falls, measure_heads
 from mmattn.errors import MmattnError
+from tests.stock import comparable, inputs_of, new_tokens
 from tests.test_cli import run
 from tests.test_contrasts import Stock, log_softmax
 from tests.test_families import PROMPTS
@@ -28,10 +29,7 @@ Array = NDArray[np.float64]
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> mmattn.VLM:
-    vlm = mmattn.wrap(*FAMILIES[request.param](spread=0.12))
-    with torch.no_grad():  # plain transformers takes an image token in the answer for another picture
-        vlm.model.get_output_embeddings().weight[vlm.adapter.image_token_id] = 0
-    return vlm
+    return comparable(request.param)
 
 
 @pytest.mark.parametrize(("strength", "epsilon"), [(1.0, 0.0), (0.6, 0.5)])
@@ -95,8 +93,6 @@ def test_scores_are_falls_of_the_right_tokens_probability(
 
 
 def test_an_edit_inside_plain_generate(vlm: mmattn.VLM, pictures: list[Any]) -> None:
-    from tests.stock import inputs_of, new_tokens
-
     inputs = inputs_of(vlm, [[pictures[0]]], PROMPTS[:1])
     settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": 1, "pad_token_id": 0}
     with mmattn.edit(vlm.model, VSEAM(scores=str(HEADS))):

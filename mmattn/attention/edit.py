@@ -234,6 +234,11 @@ class Columns:
         image, said, marked = self.keys(change)
         return Columns(image, change(self.rows), change(self.valid), self.cross, said, marked)
 
+    def places(self) -> torch.Tensor:
+        """Keys of each sample's image tokens, in order, (B, N); behind fewer than N stand other keys."""
+        most = int(self.image.sum(-1).max())
+        return self.image.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
+
     def eligible(self, rows: torch.Tensor) -> torch.Tensor:
         """Whether an edit may change `rows` (B, R): (B, R) bool."""
         if rows is self.rows:  # as most calls ask, in every layer

@@ -76,11 +76,11 @@ def attention_forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = Call(query, key, value, attention_mask, scale, bool(causal), kwargs.get("position_bias"))
     work = _work(sessions, call)
-    rewriting = [job for job in work if job.edit.rewrites_rows]
     if work:
         output = _edited(output, call, work)
     for session, layer in sessions:
         if session.capture is not None and session.capture.wants(layer):
+            rewriting = [job for job in work if job.edit.rewrites_rows]
             if session.capture.postpone and query.shape[2] == 1 and not rewriting:
                 session.capture.queries[layer] = query
                 session.capture.mask, session.capture.scaling = attention_mask, scale

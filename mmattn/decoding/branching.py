@@ -52,10 +52,8 @@ def _probe(
     names = ["plain", *requests[0].probes]
     rows = [(one, one.pixels) for request in requests for one in (request.prepared, *request.probes.values())]
     batch = embed(adapter, rows, features)
-    image = batch.columns.image
-    counts = image.sum(-1).tolist()
-    columns = image.int().argsort(dim=-1, descending=True, stable=True)[:, : max(counts)]
-    capture = RowCapture(torch.full((len(rows), 1), -1), columns)
+    counts = batch.columns.image.sum(-1).tolist()
+    capture = RowCapture(torch.full((len(rows), 1), -1), batch.columns.places())
     prefixes = plan(rows, [False] * len(rows), ()) if share and not batch.columns.cross else None
     cache = adapter.new_cache() if prefixes else None
     with adapter.session(capture) as session:

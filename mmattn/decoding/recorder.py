@@ -63,18 +63,14 @@ class Recorder:
         steps: tokens that may be generated.
 
     Attributes:
-        columns: (B K, N) places of each row's image tokens; rows with fewer repeat one of theirs.
+        columns: (B K, N) keys of each row's image tokens; `rows_of` cuts off what stands behind fewer.
         taken: numbers of the tokens whose rows are kept.
     """
 
     def __init__(self, capture: Capture, adapter: Adapter, batch: Embedded, branches: int, steps: int) -> None:
         self._capture, self._adapter, self._branches = capture, adapter, branches
-        image = batch.columns.image
-        counts = image.sum(-1)
-        # Places of each row's image tokens, in order; rows with fewer repeat one of theirs, cut off again by `rows_of`.
-        order = image.int().argsort(dim=-1, descending=True, stable=True)[:, : int(counts.max())]
-        self.columns = order
-        self._counts = counts[::branches].tolist()
+        self.columns = batch.columns.places()
+        self._counts = batch.columns.image.sum(-1)[::branches].tolist()
         tokens = range(steps) if capture.tokens is None else capture.tokens
         self._most = sum(one < steps for one in tokens)
         # Of each sample, one after the other: (steps, layers, heads, N), filled step by step.

@@ -114,13 +114,8 @@ def read(
     shares: Shares = {}
     batch = _embed(adapter, made, shares)
     rows = _rows(adapter, made, batch)
-    image = batch.columns.image
     capture = Masses(
-        rows,
-        image.int().argsort(dim=-1, descending=True, stable=True)[:, : int(image.sum(-1).max())],
-        context=_context(made, batch),
-        image=image,
-        pointing=chosen,
+        rows, batch.columns.places(), context=_context(made, batch), image=batch.columns.image, pointing=chosen
     )
     seen = HeadOutputs(rows)
     hidden = _call(adapter, batch, capture, [seen] if divergence else [])
