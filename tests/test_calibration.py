@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import mmattn
 from mmattn.adapters import Sample
-from mmattn.attention import function, rows
+from mmattn.attention import rows
 from mmattn.decoding import ACT, CMAI, SID
 from mmattn.decoding.sid import LEAST, lowest
 from mmattn.errors import MmattnError
@@ -189,13 +189,7 @@ def test_portions_of_rows_change_nothing(
     vlm: mmattn.VLM, pictures: list[Any], monkeypatch: pytest.MonkeyPatch, method: Any, _oracle: Any
 ) -> None:
     at_once = prefilled(vlm, pictures[0], PROMPTS[0], method)
-    monkeypatch.setattr(rows, "PORTION", 1)
-    assert (
-        function.Call.portion.fget(  # type: ignore[attr-defined]
-            rows.Call(torch.zeros(1, 1, 5, 2), torch.zeros(1, 1, 5, 2), torch.zeros(1, 1, 5, 2), None, 1.0)
-        )
-        == 1
-    )
+    monkeypatch.setattr(rows.Call, "portion", 1)
     np.testing.assert_allclose(prefilled(vlm, pictures[0], PROMPTS[0], method), at_once, atol=1e-5)
 
 

@@ -65,7 +65,12 @@ def oracle(vlm: mmattn.VLM, ids: torch.Tensor, strength: float) -> Iterator[None
 
 def _logits(vlm: mmattn.VLM, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
-        logits: torch.Tensor = vlm.model(**inputs).logits
+        return _real(vlm, inputs)
+
+
+def _real(vlm: mmattn.VLM, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of all tokens but padding."""
+    logits: torch.Tensor = vlm.model(**inputs).logits
     return logits.flatten(0, 1) if is_t5(vlm) else logits[inputs["attention_mask"].bool()]
 
 
@@ -79,9 +84,31 @@ def test_logits_equal_the_edited_full_matrix(
     with mmattn.edit(family.model, Boost(3)):
         torch.testing.assert_close(_logits(family, inputs), expected, atol=1e-4, rtol=1e-4)
     assert (expected - plain).abs().max() > 1e-2
-    monkeypatch.setattr(rows, "PORTION", 1)  # row by row
+    monkeypatch.setattr(rows.Call, "portion", 1)  # row by row
     with mmattn.edit(family.model, "boost(strength=3)"):
         torch.testing.assert_close(_logits(family, inputs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_edited_forward_has_gradients(family: mmattn.VLM, pictures: list[Any]) -> None:
+    inputs = inputs_of(family, [[one] for one in pictures[:3]], PROMPTS[:3])
+    weight = family.model.get_output_embeddings().weight
+    before = next(one for one in family.adapter.attention_layers[0].parameters() if one.requires_grad)
+    with oracle(family, inputs["input_ids"], 3.0):
+        expected = torch.autograd.grad(_real(family, inputs).square().mean(), [weight, before])
+    with mmattn.edit(family.model, Boost(3)):
+        found = torch.autograd.grad(_real(family, inputs).square().mean(), [weight, before])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+        assert other.abs().max() > 0
+
+
+def test_portions_do_not_grow_with_the_prompt() -> None:
+    def portion(length: int) -> int:
+        query, key = (torch.empty(1, heads, length, 128, dtype=torch.bfloat16, device="meta") for heads in (28, 4))
+        return rows.Call(query, key, key, None, 1.0).portion
+
+    assert portion(20_000) == portion(80_000) == 64  # half the width of a head
+    assert portion(100) == rows.PORTION // (4 * 28 * 100)
 
 
 @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"num_beams": 2}, {"use_cache": False}])

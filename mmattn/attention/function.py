@@ -131,7 +131,11 @@ def _rewritten(output: torch.Tensor, call: Call, rows: torch.Tensor, mine: torch
     batch = torch.arange(len(rows), device=rows.device)[:, None]
     # Samples without a picture keep the fast kernel's result to the last bit.
     new = torch.where(mine[..., None, None], new, output[batch, rows])
-    return output.index_put((batch, rows), new)
+    if not new.requires_grad:  # in place: a copy for each portion would cost as much as the rows themselves
+        return output.index_put_((batch, rows), new)
+    again = (rows[:, :, None] == rows[:, None, :]).tril(-1).any(-1)
+    # A row that is there several times has one gradient.
+    return output.index_put((batch, rows), torch.where(again[..., None, None], new.detach(), new))
 
 
 def _weights(call: Call, rows: torch.Tensor, work: Work) -> torch.Tensor:

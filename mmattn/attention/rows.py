@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-# Bytes of one tensor of weights whose rows are computed at once: bounds the memory, not the result.
+# Bytes that one tensor of weights may take in any case: bounds the memory, not the result.
 PORTION = 1 << 24
 
 
@@ -35,9 +35,13 @@ class Call:
 
     @property
     def portion(self) -> int:
-        """How many rows to compute at once."""
+        """How many rows to compute at once: weights as large as the queries, which others of the call exceed by far.
+
+        So a prompt's rows come in as many portions however long it is, and each portion reads all keys.
+        """
         batch, heads = self.query.shape[:2]
-        return max(PORTION // (4 * batch * heads * self.key.shape[2]), 1)
+        most = max(PORTION, self.query.nbytes)
+        return max(most // (4 * batch * heads * self.key.shape[2]), 1)
 
     def scores(self, rows: torch.Tensor) -> torch.Tensor:
         """Pre-softmax scores (B, H, R, S) float32 of `rows` (B, R) in 0..T-1; hidden keys are -inf."""
