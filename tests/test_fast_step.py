@@ -48,6 +48,7 @@ def test_kernels_can_be_compiled_as_they_were_launched(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(path.parent))
     ways = json.loads(path.read_text(encoding="utf-8"))
     assert {one["kernel"] for one in ways} == {
-        "embed", "product", "product_onto", "gated_product", "rotate_and_store", "attention", "join_parts", "keep_rows"
+        "embed", "product", "product_onto", "gated_product", "rotate_and_store", "attention", "join_parts", "keep_rows",
+        "row_scores", "mix_rows",
     }  # fmt: skip
     assert all(compiled(one) for one in ways)

@@ -294,10 +294,13 @@ class Adapter(ABC):
         edits: Sequence[Edit] = (),
         branches: Sequence[str] = ("plain",),
         exits: Sequence[int] = (),
+        *,
+        watch: bool = True,
     ) -> Session:
         """Scoped access to the decoder's attention; with `edits`, its `columns` must be those of each decoder call."""
+        layers, blocks = self.attention_layers, self.blocks
         return Session(
-            self.attention_owner, self.attention_layers, self.config_key, capture, edits, self.blocks, branches, exits
+            self.attention_owner, layers, self.config_key, capture, edits, blocks, branches, exits, watch=watch
         )
 
     def embed(

@@ -45,8 +45,9 @@ def compiling() -> Iterator[None]:
     """Within the context our own code may be compiled for each of many methods, and nobody else hears of it."""
     import torch._dynamo  # takes a second
 
-    wanted = {"recompile_limit": KINDS, "accumulated_recompile_limit": 4 * KINDS}
-    limits = {name: most for name, most in wanted.items() if hasattr(torch._dynamo.config, name)}  # from torch 2.7 on
-    with torch._dynamo.config.patch(limits), warnings.catch_warnings():
+    # Methods' numbers are constants: as inputs, each would become a tensor in every call.
+    wanted = {"recompile_limit": KINDS, "accumulated_recompile_limit": 4 * KINDS, "specialize_float": True}
+    known = {name: one for name, one in wanted.items() if hasattr(torch._dynamo.config, name)}  # from torch 2.7 on
+    with torch._dynamo.config.patch(known), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\._inductor")  # advice to who writes the code
         yield

@@ -29,19 +29,28 @@ class Job:
 
     def may_edit(self, rows: torch.Tensor, length: int) -> torch.Tensor:
         """Whether the edit may change `rows` (B, R) of a call of `length` queries: (B, R) bool."""
-        may = self.columns.eligible(rows)
-        if self.edit.last_row:
-            may = may & (rows == length - 1)
-        touched = self.touched(rows.device)
-        return may if touched is None else may & touched[:, None]
+        return may_edit(self.edit, self.columns, self.site.branches, rows, length)
 
     def touched(self, device: torch.device) -> torch.Tensor | None:
         """Rows of the batch (B,) whose branch the edit may change, or None for all."""
-        touched = self.edit.touches(self.site.branches, len(self.columns.image))
-        return None if touched is None else touched.to(device)
+        return _touched(self.edit, self.site.branches, len(self.columns.image), device)
 
 
 Work = list[Job]
+
+
+def may_edit(edit: Edit, columns: Columns, branches: Sequence[str], rows: torch.Tensor, length: int) -> torch.Tensor:
+    """Whether `edit` may change `rows` (B, R) of a call of `length` queries in batches of `branches`: (B, R) bool."""
+    may = columns.eligible(rows)
+    if edit.last_row:
+        may = may & (rows == length - 1)
+    touched = _touched(edit, branches, len(columns.image), rows.device)
+    return may if touched is None else may & touched[:, None]
+
+
+def _touched(edit: Edit, branches: Sequence[str], rows: int, device: torch.device) -> torch.Tensor | None:
+    touched = edit.touches(branches, rows)
+    return None if touched is None else touched.to(device)
 
 
 def attention_forward(

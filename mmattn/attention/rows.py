@@ -13,6 +13,11 @@ import torch
 PORTION = 1 << 24
 
 
+def at_once(weights: int, queries: int) -> int:
+    """How many rows to compute together, each of so many `weights`, in a call whose queries take so many bytes."""
+    return max(max(PORTION, queries) // (4 * weights), 1)
+
+
 @dataclass(frozen=True)
 class Call:
     """The arguments of one attention call.
@@ -40,8 +45,7 @@ class Call:
         So a prompt's rows come in as many portions however long it is, and each portion reads all keys.
         """
         batch, heads = self.query.shape[:2]
-        most = max(PORTION, self.query.nbytes)
-        return max(most // (4 * batch * heads * self.key.shape[2]), 1)
+        return at_once(batch * heads * self.key.shape[2], self.query.nbytes)
 
     def scores(self, rows: torch.Tensor) -> torch.Tensor:
         """Pre-softmax scores (B, H, R, S) float32 of `rows` (B, R) in 0..T-1; hidden keys are -inf."""

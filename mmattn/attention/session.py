@@ -7,6 +7,7 @@ models and two threads never meet. Leaving it, normally or through an exception,
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar, Token
@@ -28,6 +29,8 @@ NAME = "mmattn"
 
 _SESSIONS: ContextVar[tuple[Session, ...]] = ContextVar("mmattn_sessions", default=())
 _SWITCHES: dict[int, _Switch] = {}
+# The configurations that a model's decoder goes by, by the key that was asked for.
+_REACHED: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, list[Any]]] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
@@ -43,6 +46,8 @@ class Session:
         blocks: the decoder's layers, in order; only for edits that ask for hidden states, and for `exits`.
         branches: names of the K branches of each sample, whose rows follow each other in the batch.
         exits: decoder layers in front of which the last token's hidden states are kept.
+        watch: whether what enters the layers is seen on the modules from the beginning; else whoever calls them says
+            `watch`, and whoever does without them says `enters`.
 
     Attributes:
         columns: where the image tokens of the current call are; whoever calls the decoder keeps it up to date when
@@ -61,6 +66,8 @@ class Session:
         blocks: Sequence[nn.Module] = (),
         branches: Sequence[str] = ("plain",),
         exits: Sequence[int] = (),
+        *,
+        watch: bool = True,
     ) -> None:
         self.capture = capture
         self.edits = tuple(edits)
@@ -77,6 +84,7 @@ class Session:
         self._exits = frozenset(exits)
         self.left: dict[int, torch.Tensor] = {}
         self._states: dict[int, torch.Tensor] = {}
+        self._watching = watch
         self._hooks = ExitStack()
 
     def restart(self) -> None:
@@ -124,12 +132,17 @@ class Session:
     def __enter__(self) -> Self:
         _Switch.acquire(self._model, self._config_key)
         self._token = _SESSIONS.set((*_SESSIONS.get(), self))
+        if self._watching:
+            self.watch()
+        return self
+
+    def watch(self) -> None:
+        """See on the modules what enters the layers, until the session is left."""
         if self._blocks:
             self._hooks.enter_context(uncompiled())
         for layer, block in self._blocks.items():
             hook = partial(self._on_block, layer)
             self._hooks.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -182,8 +195,20 @@ class _Switch:
         self.set(NAME)
 
     def set(self, name: str) -> None:
-        # A dict leaves the vision tower and the top-level value alone.
-        self._model.set_attn_implementation({self._key: name})
+        configs = _REACHED.setdefault(self._model, {}).get(self._key)
+        if not configs:
+            every = {id(one.config): one.config for one in self._model.modules() if isinstance(one, PreTrainedModel)}
+            before = {key: one._attn_implementation for key, one in every.items()}
+            # A dict leaves the vision tower and the top-level value alone.
+            self._model.set_attn_implementation({self._key: name})
+            changed = [one for key, one in every.items() if one._attn_implementation != before[key]]
+            _REACHED[self._model][self._key] = changed
+            return
+        # What that came down to, without another walk over all modules: a millisecond for each answer.
+        for config in configs:
+            config._attn_implementation_internal = name
+        if any(config._attn_implementation != name for config in configs):
+            self._model.set_attn_implementation({self._key: name})
 
     @classmethod
     def acquire(cls, model: PreTrainedModel, config_key: str) -> None:

@@ -137,9 +137,9 @@ def _decode_batch(
     if options.capture is not None:
         branches, steps = len(batch.embeds) // len(requests), max(request.room for request in requests)
         recorder = Recorder(options.capture, adapter, batch, branches, steps)
-    # Prepared before the session begins, which may forbid that anything is compiled.
     lane = _lane(adapter, batch, options, [one.room for one in requests], recorder) if options.fast else None
-    with adapter.session(edits=edits, branches=names, exits=layers) as session:
+    # A lane tells what enters the layers: hooks would forbid that anything is compiled.
+    with adapter.session(edits=edits, branches=names, exits=layers, watch=lane is None) as session:
         mark(adapter, [request.prepared.pixels for request in requests], batch, session)
         prefixes = None
         if options.share and not batch.columns.cross:
@@ -197,8 +197,10 @@ def _loop(
         if lane and lane.rewriting.knows(session.memory):
             if kept is not None:
                 lane.load(cache)
-            _finish_in(lane, batch, chosen, session, recorder, listener)
+            _finish_in(lane, batch, chosen, session, max(rooms), recorder, listener)
             break
+        if lane and step == 0:
+            session.watch()  # from here on by modules
         chosen = chosen[: len(requests)]
         if bool(progress.finished):
             break
@@ -270,10 +272,13 @@ def _finish_in(
     batch: Embedded,
     chosen: torch.Tensor,
     session: Session,
+    steps: int,
     recorder: Recorder | None,
     listener: Listener,
 ) -> None:
-    """Decode all further tokens in a lane."""
+    """Decode all further tokens in a lane, up to `steps` in all."""
+    if steps == 1:
+        return
     columns = recorder.columns[:: lane.branches] if recorder else torch.empty(0, 0)
     samples, width = columns.shape
     if width:
@@ -284,7 +289,7 @@ def _finish_in(
             recorder.take(step, lane.rows[:, :samples, :, :width])
         listener.hear(step, lane.progress.tokens)
 
-    lane.finish(batch, chosen, session.memory, on_step if width or listener.tell else None)
+    lane.finish(batch, chosen, session.memory, steps, on_step if width or listener.tell else None)
 
 
 def _decoded(method: Method, samples: int, device: torch.device) -> torch.Tensor | None:

@@ -97,7 +97,9 @@ class Lane:
 
     def prefill(self, adapter: Adapter, batch: Embedded, cache: SharedCache, session: Session) -> torch.Tensor:
         """`Adapter.decode` on prompts: hidden states (rows, D) of their last tokens."""
-        return prefill(self._parts, adapter.attention_layers, batch, adapter.added(batch.extra), cache, session)
+        added = adapter.added(batch.extra)
+        with compiling():
+            return prefill(self._parts, adapter.attention_layers, batch, added, cache, session, self.rewriting)
 
     def padded(self, logits: torch.Tensor, early: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores (B, ..., V) of the prefill, and of its exits, with rows for samples that are not there."""
@@ -113,17 +115,18 @@ class Lane:
         batch: Embedded,
         chosen: torch.Tensor,
         memory: Memory,
+        steps: int,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         """Decode until every sample has ended, from the prefilled `batch` and the first tokens `chosen` (samples,).
 
-        `memory` is what the edits kept. `on_step` hears the number of each token after the step that made it was
-        started.
+        `memory` is what the edits kept, `steps` how long the longest answer may be, that first token included.
+        `on_step` hears the number of each token after the step that made it was started.
         """
         self._start(batch, chosen)
         self.rewriting.start(batch.columns, memory)
         if self._graph is None:
-            for number in range(1, self.size.steps):
+            for number in range(1, steps):
                 if bool(self.progress.finished):
                     return
                 self._run()
@@ -132,7 +135,7 @@ class Lane:
             return
         # One step ahead of the host: the flag of a step is read while the next one runs.
         events = [_event() for _ in self._flags]
-        for number in range(self.size.steps):
+        for number in range(steps):
             mine, before = number % 2, (number + 1) % 2
             self._flags[mine : mine + 1].copy_(self.progress.finished[None], non_blocking=True)
             events[mine].record()
@@ -140,7 +143,7 @@ class Lane:
                 events[before].synchronize()
                 if self._flags[before]:
                     return
-            if number + 1 < self.size.steps:
+            if number + 1 < steps:
                 self._graph.replay()
                 if on_step is not None:
                     on_step(number + 1)

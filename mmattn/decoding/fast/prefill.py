@@ -11,12 +11,15 @@ import torch
 import triton
 from torch import nn
 from torch.nn import functional
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mmattn.adapters import Added, Embedded, SharedCache
 from mmattn.attention import Session, attention_forward
 from mmattn.decoding.fast import kernels
 from mmattn.decoding.fast.parts import DecoderParts, LayerParts
 from mmattn.decoding.fast.reading import LastRows
+from mmattn.decoding.fast.rewriting import Rewriting
+from mmattn.decoding.fast.rows import EditedRows
 
 TOKENS = 16  # that one program rotates
 
@@ -28,12 +31,14 @@ def prefill(
     added: Added,
     cache: SharedCache,
     session: Session,
+    rewriting: Rewriting,
 ) -> torch.Tensor:
     """Hidden states (B, hidden) of the last tokens; `cache` grows by all T.
 
     Args:
         attention: the decoder's attention modules, which tell the attention function what `session` asks of a layer.
         added: what joins the stream after a layer.
+        rewriting: the edits of `session`, for whatever can be done without its attention function.
     """
     rows, width, hidden = batch.embeds.shape
     count = rows * width
@@ -48,6 +53,7 @@ def prefill(
     mask = _mask(batch.mask, width)
     reader = LastRows.of(parts, session, batch.mask)
     asked, session.capture = session.capture, None if reader else session.capture
+    editor = EditedRows.of(parts, session, rewriting, batch.mask, width)
     for index, (layer, module) in enumerate(zip(parts.layers, attention, strict=True)):
         session.enters(index, stream.view(rows, width, hidden))
         _project(layer, functional.rms_norm(stream, (hidden,), layer.attention_gain, parts.eps), qkv)
@@ -58,7 +64,10 @@ def prefill(
             EPS=parts.eps, QK_NORM=normed, BLOCK_D=triton.next_power_of_2(parts.dim // 2), BLOCK_M=TOKENS,
         )  # fmt: skip
         key, value = keys[index, :, :, :total], values[index, :, :, :total]
-        mixed, _ = attention_forward(module, query, key, value, mask, scaling=parts.scale)
+        attend = sdpa_attention_forward if editor else attention_forward
+        mixed, _ = attend(module, query, key, value, mask, scaling=parts.scale)
+        if editor:
+            editor.apply(index, qkv, keys[index], values[index], stream.view(rows, width, hidden), mixed)
         if reader:
             reader.take(index, qkv.view(rows, width, -1)[:, -1])
         stream.addmm_(mixed.reshape(count, -1), layer.output.T)

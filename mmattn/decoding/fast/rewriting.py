@@ -48,6 +48,7 @@ class Rewriting:
         cuda = device.type == "cuda"
         self._rewrite = torch.compile(self._plain) if cuda else self._plain
         self._remix = torch.compile(self._plain_output) if cuda else self._plain_output
+        self._rewrite_rows = torch.compile(self._plain_rows, dynamic=True) if cuda else self._plain_rows
 
     def knows(self, memory: Memory) -> bool:
         """Whether there are buffers for all that the edits kept."""
@@ -64,8 +65,7 @@ class Rewriting:
 
     def start(self, columns: Columns, memory: Memory) -> None:
         """Before a batch (rows or fewer) whose prompts hold image tokens, the user's words and marks at `columns`."""
-        for mine, theirs in zip(self._places, (columns.image, columns.instruction, columns.marked), strict=True):
-            _fill(mine, theirs)
+        fill_places(self._places, columns)
         pictured = self._places[0].any(-1)
         for mine, touched in zip(self._eligible, self._touched, strict=True):
             mine[:, 0, 0, 0] = pictured if touched is None else pictured & touched
@@ -77,6 +77,27 @@ class Rewriting:
         """The weights that `layer`'s edits make of its scores (M, H, 1, C)."""
         return self._rewrite(layer, scores, self._places, self._kept(layer))
 
+    def rewrite_rows(
+        self,
+        layer: int,
+        scores: torch.Tensor,
+        places: torch.Tensor,
+        may: Sequence[torch.Tensor],
+        kept: list[dict[str, torch.Tensor]],
+        states: torch.Tensor,
+        names: tuple[str, ...],
+    ) -> torch.Tensor:
+        """The weights (B, H, R, S) that `layer`'s edits make of prompts' rows of scores, of that shape.
+
+        Args:
+            places: (3, B, S) bool, keys that hold image tokens, the user's words, and what is marked.
+            may: for each edit, which rows it may change, (B, 1, R, 1) bool.
+            kept: for each edit, what it keeps of the layer.
+            states: (B, T, D) hidden states that enter the layer.
+            names: the branches, which may be more than are decoded.
+        """
+        return self._rewrite_rows(layer, scores, places, may, kept, states, names).contiguous()
+
     def remix(self, layer: int, output: torch.Tensor) -> torch.Tensor:
         """What `layer`'s edits make of its heads' output (M, 1, H, D)."""
         return self._remix(layer, output, self._places, self._kept(layer))
@@ -86,13 +107,18 @@ class Rewriting:
         return [self._memory.get(edit.place(number, layer), {}) for number, edit in enumerate(self._edits)]
 
     def _sites(
-        self, layer: int, places: torch.Tensor, kept: list[dict[str, torch.Tensor]]
+        self,
+        layer: int,
+        places: torch.Tensor,
+        kept: list[dict[str, torch.Tensor]],
+        names: tuple[str, ...],
+        states: torch.Tensor | None = None,
     ) -> list[tuple[int, Edit, Site]]:
         """The edits at work in a layer, with their numbers, and where each is."""
         known = places.shape[-1]
         image, said, marked = places[:, :, None, None, :]
         return [
-            (number, edit, Site(layer, self._depth, image, said, None, memory, known, self._names, marked=marked))
+            (number, edit, Site(layer, self._depth, image, said, states, memory, known, names, marked=marked))
             for number, (edit, memory) in enumerate(zip(self._edits, kept, strict=True))
             if edit.wants(layer, self._depth)
         ]
@@ -104,8 +130,21 @@ class Rewriting:
         places: torch.Tensor,
         kept: list[dict[str, torch.Tensor]],
     ) -> torch.Tensor:
-        sites = self._sites(layer, places, kept)
+        sites = self._sites(layer, places, kept, self._names)
         return rewritten(scores, [(edit, site, self._eligible[number]) for number, edit, site in sites])
+
+    def _plain_rows(
+        self,
+        layer: int,
+        scores: torch.Tensor,
+        places: torch.Tensor,
+        may: Sequence[torch.Tensor],
+        kept: list[dict[str, torch.Tensor]],
+        states: torch.Tensor,
+        names: tuple[str, ...],
+    ) -> torch.Tensor:
+        sites = self._sites(layer, places, kept, names, states)
+        return rewritten(scores, [(edit, site, may[number]) for number, edit, site in sites])
 
     def _plain_output(
         self,
@@ -114,10 +153,16 @@ class Rewriting:
         places: torch.Tensor,
         kept: list[dict[str, torch.Tensor]],
     ) -> torch.Tensor:
-        for number, edit, site in self._sites(layer, places, kept):
+        for number, edit, site in self._sites(layer, places, kept, self._names):
             changed, touched = edit.output(output, site), self._touched[number]
             output = changed if touched is None else torch.where(touched[:, None, None, None], changed, output)
         return output
+
+
+def fill_places(places: torch.Tensor, columns: Columns) -> None:
+    """Which keys hold image tokens, the user's words, and what is marked, into `places` (3, B, S) bool."""
+    for mine, theirs in zip(places, (columns.image, columns.instruction, columns.marked), strict=True):
+        _fill(mine, theirs)
 
 
 def _fill(mine: torch.Tensor, theirs: torch.Tensor | None) -> None:

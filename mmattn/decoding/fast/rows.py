@@ -1,0 +1,108 @@
+"""Rows of a prompt that a method edits, by two kernels and the edit's own code, compiled, between them.
+
+Through plain operations an edit takes 20 to 60 launches a layer, and a short prompt waits for Python.
+
+Shapes: B rows of T tokens, R of them to be edited, S keys, H query heads, G key heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import triton
+
+from mmattn.attention import Session, at_once, may_edit
+from mmattn.decoding.fast import kernels
+from mmattn.decoding.fast.parts import DecoderParts
+from mmattn.decoding.fast.rewriting import Rewriting, fill_places
+
+BLOCK_R, BLOCK = 16, 64  # rows and keys of one program
+
+
+@dataclass(frozen=True)
+class _Portion:
+    """Some of the rows: which (B, R) int32, whether they are written (B, R) int8, and what each edit may change."""
+
+    rows: torch.Tensor
+    mine: torch.Tensor
+    may: tuple[torch.Tensor, ...]
+
+
+class EditedRows:
+    """A session's edits, in one prefill."""
+
+    def __init__(self, parts: DecoderParts, session: Session, rewriting: Rewriting, mask: torch.Tensor, width: int):
+        """`mask` (B, S) says which keys may be seen; the last `width` of them are the call's tokens."""
+        self._session, self._rewriting, self._width, self._scale = session, rewriting, width, parts.scale
+        self._cut: dict[str, Any] = {
+            "H": parts.heads, "G": parts.groups, "D": parts.dim, "BLOCK_R": BLOCK_R, "BLOCK": BLOCK,
+            "BLOCK_D": max(16, triton.next_power_of_2(parts.dim)),
+        }  # fmt: skip
+        columns = session.columns
+        assert columns is not None
+        self._hidden = (mask == 0).to(torch.int8)
+        self._places = torch.zeros(3, *mask.shape, dtype=torch.bool, device=mask.device)
+        fill_places(self._places, columns)
+        edits = session.edits
+        rows = columns.rows
+        last = torch.full_like(rows[:, :1], width - 1)
+        if all(one.last_row for one in edits):
+            rows = last
+        mine = columns.eligible(rows)
+        if session.capture is not None:  # its row comes last, and is read whoever it belongs to
+            rows = torch.cat([rows, last], 1)
+            mine = torch.cat([mine, torch.zeros_like(mine[:, :1])], 1)
+        may = [may_edit(one, columns, session.branches, rows, width)[:, None, :, None] for one in edits]
+        queries = len(mask) * width * parts.heads * parts.dim * parts.dtype.itemsize
+        portion = at_once(parts.heads * mask.numel(), queries)
+        self._portions = [
+            _Portion(
+                rows[:, start : start + portion].int().contiguous(),
+                mine[:, start : start + portion].to(torch.int8).contiguous(),
+                tuple(one[:, :, start : start + portion] for one in may),
+            )
+            for start in range(0, rows.shape[1], portion)
+        ]
+
+    @classmethod
+    def of(
+        cls, parts: DecoderParts, session: Session, rewriting: Rewriting, mask: torch.Tensor, width: int
+    ) -> Self | None:
+        """Where all that is edited are rows of text after a picture, and all that is read are last rows."""
+        wide = any(one.views or one.every_row or one.rewrites_output for one in session.edits)
+        columns, asked = session.columns, session.capture
+        if wide or not rewriting.layers or columns is None or columns.cross or (asked is not None and not asked.last):
+            return None
+        return cls(parts, session, rewriting, mask, width)
+
+    def apply(
+        self, layer: int, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, states: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Put what the edited rows give into `out` (B, T, H, D), and keep what is to be read.
+
+        Args:
+            qkv: (B T, (H + 2 G) D), rotated. keys, values: (B, G, C, D). states: (B, T, hidden) as they enter `layer`.
+        """
+        session = self._session
+        read = session.capture is not None and session.capture.wants(layer)
+        if layer not in self._rewriting.layers and not read:
+            return
+        places = [edit.place(number, layer) for number, edit in enumerate(session.edits)]
+        kept = [session.memory.setdefault(one, {}) for one in places]
+        weights = states.new_empty(0)
+        for one in self._portions:
+            samples, count = one.rows.shape
+            sizes = (self._width, count, self._hidden.shape[1], keys.shape[2])
+            scores = torch.empty(samples, self._cut["H"], count, sizes[2], device=qkv.device)
+            grid = (samples * self._cut["H"], -(-count // BLOCK_R))
+            kernels.row_scores[(*grid, -(-sizes[2] // BLOCK))](
+                qkv, keys, one.rows, self._hidden, scores, self._scale, *sizes, **self._cut
+            )
+            weights = self._rewriting.rewrite_rows(layer, scores, self._places, one.may, kept, states, session.branches)
+            kernels.mix_rows[grid](weights, values, one.rows, one.mine, out, *sizes, **self._cut)
+        if read:
+            assert session.capture is not None
+            session.capture.store(layer, weights[:, :, -1:])
