@@ -224,10 +224,12 @@ def attending(parts: DecoderParts, rows: int, used: int, slots: int) -> dict[str
 def keeping(heads: int, samples: int, slots: int, columns: int) -> dict[str, Any]:
     """Milliseconds for the rows of 32 layers on the picture."""
     scores = torch.randn(32, samples, heads, 1, slots, device="cuda")
-    out = torch.empty(32, samples, heads, columns, device="cuda")
+    out = torch.empty(samples, 32, heads, columns, device="cuda")
     places = torch.arange(5, 5 + columns, device="cuda").repeat(samples, 1)
     final, every = torch.zeros(32, dtype=torch.int8, device="cuda"), torch.arange(heads, device="cuda")
-    ms = replayed(lambda: fast.keep_rows(scores, final, every, places, out))
+    begins = torch.zeros(samples, dtype=torch.int32, device="cuda")
+    last = torch.full((), slots - 1, dtype=torch.int32, device="cuda")
+    ms = replayed(lambda: fast.keep_rows(scores, final, every, places, out, begins, last))
     return {"kind": "rows kept", "samples": samples, "image_tokens": columns, "ms": round(ms, 4)}
 
 

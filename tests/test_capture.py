@@ -137,8 +137,9 @@ def test_a_step_begun_too_many_is_not_kept(vlm: mmattn.VLM, pictures: list[Any])
     prepared = vlm.adapter.prepare([mmattn.adapters.Sample((pictures[0],), "q")])
     batch = vlm.adapter.embed(prepared, [vlm.adapter.encode(prepared[0].pixels)])
     recorder = Recorder(Capture(), vlm.adapter, batch, branches=1, steps=3)
-    rows = torch.rand(5, 2, 1, 4, recorder.columns.shape[1])
+    rows = torch.rand(5, 1, 3, 4, recorder.columns.shape[1])
     for step, one in enumerate(rows):
-        recorder.take(step, one)
+        recorder.take(step, one[:, :2])
+        recorder.take(step, one[:, 2:], 2)
     assert recorder.taken == [0, 1, 2]
-    assert torch.equal(recorder.rows_of(0), rows[:3, :, 0].permute(1, 2, 0, 3))
+    assert torch.equal(recorder.rows_of(0, 3)(), rows[:3, 0].permute(1, 2, 0, 3))

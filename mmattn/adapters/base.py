@@ -124,6 +124,13 @@ class Adapter(ABC):
     def __init__(self, model: PreTrainedModel, processor: Any) -> None:
         self.model = model
         self.processor = processor
+        self._words: dict[int, str] = {}
+
+    def word(self, token: int) -> str:
+        """One token as text."""
+        if token not in self._words:  # the tokenizer takes longer than the GPU does for a token
+            self._words[token] = self.tokenizer.decode([token])
+        return self._words[token]
 
     @abstractmethod
     def preprocess(self, pictures: Mapping[str, Image.Image]) -> list[Pixels]:

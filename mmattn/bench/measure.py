@@ -30,6 +30,8 @@ from mmattn.decoding.sampling import Sampling
 
 # Samples up to which all kinds fit onto the device together.
 TOGETHER = 8
+# Attention rows of all layers and heads, left on the device or taken off it, and where `Capture` puts them.
+ROWS = ((", rows kept", ""), (", rows taken off", "cpu"))
 # What the memory of a GPU can deliver, by name, in bytes per second (vendor's figures); others have no floor.
 BANDWIDTH = {"H200": 4.8e12, "H100 NVL": 3.9e12, "H100 PCIe": 2.0e12, "H100": 3.35e12, "A100": 2.0e12, "L40S": 0.864e12}
 
@@ -85,9 +87,9 @@ def measure(
             "transformers, two calls per step": (_stock_contrast(adapter, prepared), 2),
         }
         for method in methods:
-            for kept in (None, Capture(device=None).resolved(depth, heads)) if capture else (None,):
-                name = method.label + (", rows kept" if kept else "")
-                plans[name] = (_ours(adapter, prepared, method, kept, fast), 1 + len(method.branches()))
+            for kept, device in (("", ""), *(ROWS if capture else ())):
+                read = Capture(device=device or None).resolved(depth, heads) if kept else None
+                plans[method.label + kept] = (_ours(adapter, prepared, method, read, fast), 1 + len(method.branches()))
         works = {name: one for name, (one, _) in plans.items()}
         for name, (short, long, peak) in _timed(adapter, works, steps, repeats, together=batch <= TOGETHER):
             branches = plans[name][1]
@@ -113,28 +115,31 @@ def _timed(
     before, LANES.room = LANES.room, len(plans)
     try:
         for some in rounds:
-            _forget(adapter)
-            yield from _in_turns(some, steps, repeats).items()
+            yield from _in_turns(adapter, some, steps, repeats).items()
             _forget(adapter)
     finally:
         LANES.room = before
 
 
 def _in_turns(
-    plans: dict[str, Callable[[int], Any]], steps: int, repeats: int
+    adapter: Adapter, plans: dict[str, Callable[[int], Any]], steps: int, repeats: int
 ) -> dict[str, tuple[float, float, int | None]]:
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in plans}
     peaks: dict[str, int | None] = {}
+    _forget(adapter)
     alone = _allocated()
-    for turn in range(repeats + 1):
+    for name, plan in plans.items():
+        _forget(adapter)  # a peak is of a plan alone, the buffers that it may share with others included
+        others = _allocated() - alone  # such as features
+        _once(plan, 1)
+        _, peak = _once(plan, 1 + steps)
+        peaks[name] = None if peak is None else peak - others
+    warm = len(plans) > 1  # a single plan has its buffers already
+    for turn in range(repeats + warm):
         for name, plan in plans.items():
-            others = _allocated() - alone  # what earlier plans keep
-            short, _ = _once(plan, 1)
-            long, peak = _once(plan, 1 + steps)
-            if turn:  # the first one compiles and warms up
-                seen[name].append((short, long))
-            else:
-                peaks[name] = None if peak is None else peak - others
+            times = _once(plan, 1)[0], _once(plan, 1 + steps)[0]
+            if turn >= warm:
+                seen[name].append(times)
     return {
         name: (statistics.median(short for short, _ in rows), statistics.median(long for _, long in rows), peaks[name])
         for name, rows in seen.items()
@@ -143,7 +148,6 @@ def _in_turns(
 
 def _allocated() -> int:
     """Bytes on the device."""
-    gc.collect()
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 

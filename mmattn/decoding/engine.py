@@ -260,11 +260,15 @@ def _lane(
         return None
     rules = _rules(options)
     columns = recorder.columns.shape[1] if recorder else 0
-    return LANES.take(adapter, rules, Size(len(rooms), batch.mask.shape[1] + max(rooms), max(rooms), columns))
+    lane = LANES.take(adapter, rules, Size(len(rooms), batch.mask.shape[1] + max(rooms), max(rooms), columns))
+    if lane and recorder:
+        recorder.width = lane.size.columns
+    return lane
 
 
 def _rules(options: Options) -> Rules:
-    return Rules(options.method, options.sampling, options.stop_ids, options.capture)
+    kept = options.capture and replace(options.capture, tokens=None, device=None)  # which are nothing to a step
+    return Rules(options.method, options.sampling, options.stop_ids, kept)
 
 
 def _finish_in(
@@ -281,15 +285,16 @@ def _finish_in(
         return
     columns = recorder.columns[:: lane.branches] if recorder else torch.empty(0, 0)
     samples, width = columns.shape
-    if width:
-        lane.columns[:samples, :width] = columns
+    lane.columns[:samples, :width] = columns
+
+    def take(step: int, rows: torch.Tensor, first: int) -> torch.cuda.Event | None:
+        assert recorder is not None
+        return recorder.take(step, rows[:samples], first)
 
     def on_step(step: int) -> None:
-        if recorder and width:
-            recorder.take(step, lane.rows[:, :samples, :, :width])
         listener.hear(step, lane.progress.tokens)
 
-    lane.finish(batch, chosen, session.memory, steps, on_step if width or listener.tell else None)
+    lane.finish(batch, chosen, session.memory, steps, on_step, take if width else None)
 
 
 def _decoded(method: Method, samples: int, device: torch.device) -> torch.Tensor | None:

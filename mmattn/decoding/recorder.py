@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -64,16 +65,19 @@ class Recorder:
 
     Attributes:
         columns: (B K, N) keys of each row's image tokens; `rows_of` cuts off what stands behind fewer.
+        width: for how many image tokens there is room: N, or more where a lane's rows are wider.
         taken: numbers of the tokens whose rows are kept.
     """
 
     def __init__(self, capture: Capture, adapter: Adapter, batch: Embedded, branches: int, steps: int) -> None:
         self._capture, self._adapter, self._branches = capture, adapter, branches
         self.columns = batch.columns.places()
+        self.width = self.columns.shape[1]
         self._counts = batch.columns.image.sum(-1)[::branches].tolist()
         tokens = range(steps) if capture.tokens is None else capture.tokens
         self._most = sum(one < steps for one in tokens)
-        # Of each sample, one after the other: (steps, layers, heads, N), filled step by step.
+        self._layers = tuple(range(len(adapter.attention_layers)) if capture.layers is None else capture.layers)
+        # Of each sample, one after the other: (steps, layers as they come, heads, N), filled step by step.
         self._parts: list[list[torch.Tensor]] = [[] for _ in self._counts]
         self._room = 0
         self._side: torch.cuda.Stream | None = None
@@ -85,10 +89,9 @@ class Recorder:
         session.capture = None
         if (tokens is None or step in tokens) and self.columns.shape[1]:
             rows = torch.full((len(self.columns), 1), -1)
-            layers = None if self._capture.layers is None else tuple(self._capture.layers)
             # All layers at once at the end, or each in its turn where some may be edited.
             later = step > 0 and isinstance(cache, SharedCache) and not any(one.rewrites_rows for one in session.edits)
-            session.capture = RowCapture(rows, self.columns, layers, postpone=later)
+            session.capture = RowCapture(rows, self.columns, tuple(sorted(self._layers)), postpone=later)
 
     def after(self, session: Session, step: int, cache: object) -> None:
         """Keep what was read."""
@@ -97,52 +100,56 @@ class Recorder:
             return
         postponed = cache if read.queries and isinstance(cache, SharedCache) else None
         rows = read.stacked() if postponed is None else read.read_postponed(postponed.keys)
-        rows = rows[:, :: self._branches, :, 0]
+        rows = rows[:, :: self._branches, :, 0].transpose(0, 1)
         if self._capture.heads is not None:
             rows = rows[:, :, list(self._capture.heads)]
-        self._keep(step, rows)
+        rows = torch.nn.functional.pad(rows, (0, self.width - rows.shape[-1])).contiguous()
+        self.take(step, rows)
+        if self._side is not None:
+            rows.record_stream(self._side)
 
-    def take(self, step: int, rows: torch.Tensor) -> None:
-        """Keep `rows` (layers, B, heads, N), which another step will overwrite, if they are wanted.
+    def take(self, step: int, rows: torch.Tensor, first: int = 0) -> torch.cuda.Event | None:
+        """Keep `rows` (B, layers, heads, N), those of further layers where `first` is not 0, if they are wanted.
 
-        A step too many, begun before the last one was known to be the last, is not.
+        A step too many, begun before the last one was known to be the last, is not. The rows may be overwritten once
+        what comes back has happened, or by what comes next on the stream where nothing does.
         """
-        if (self._capture.tokens is None or step in self._capture.tokens) and len(self.taken) < self._most:
-            self._keep(step, rows)
-
-    def _keep(self, step: int, rows: torch.Tensor) -> None:
-        """Keep `rows` (layers, B, heads, N)."""
-        if len(self.taken) == self._room:
-            self._more(rows)
-        place = len(self.taken) - self._room
-        mine = [parts[-1][place] for parts in self._parts]
+        wanted = self._capture.tokens is None or step in self._capture.tokens
+        if first == 0 and wanted and len(self.taken) < self._most:
+            if len(self.taken) == self._room:
+                self._more(rows)
+            self.taken.append(step)
+        if not self.taken or self.taken[-1] != step:
+            return None
+        place = len(self.taken) - 1 - self._room
+        mine = [parts[-1][place, first : first + rows.shape[1]] for parts in self._parts]
         if mine[0].is_pinned():
-            # A copy in any case: the next step overwrites the rows.
-            self._on_the_side(rows.transpose(0, 1).clone(memory_format=torch.contiguous_format), mine)
-        else:
-            for number, out in enumerate(mine):
-                out.copy_(rows[:, number])
-        self.taken.append(step)
+            return self._on_the_side(rows, mine)
+        for out, one in zip(mine, rows, strict=True):
+            out.copy_(one)
+        return None
 
     def _more(self, rows: torch.Tensor) -> None:
         """Room for further steps."""
         steps = min(max(self._room, FIRST), MOST, self._most - self._room)
         self._room += steps
-        size = (steps, len(rows), *rows.shape[2:])
+        size = (steps, len(self._layers), *rows.shape[2:])
         device = rows.device if self._capture.device is None else torch.device(self._capture.device)
         pinned = rows.is_cuda and device.type == "cpu"
         for parts in self._parts:
             parts.append(torch.empty(size, dtype=rows.dtype, device=device, pin_memory=pinned))
 
-    def _on_the_side(self, rows: torch.Tensor, out: Sequence[torch.Tensor]) -> None:
-        """Off the GPU while the next step runs: a copy of `rows` (B, layers, heads, N)."""
+    def _on_the_side(self, rows: torch.Tensor, out: Sequence[torch.Tensor]) -> torch.cuda.Event:
+        """Off the GPU while it goes on."""
         if self._side is None:
             self._side = torch.cuda.Stream(rows.device)  # type: ignore[no-untyped-call]
         self._side.wait_stream(torch.cuda.current_stream(rows.device))
         with torch.cuda.stream(self._side):
             for mine, theirs in zip(out, rows, strict=True):
                 mine.copy_(theirs, non_blocking=True)
-        rows.record_stream(self._side)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+        return done
 
     def keep(self, rows: torch.Tensor, branches: int) -> None:
         """Go on with these rows of the batch, `branches` of each sample."""
@@ -155,31 +162,40 @@ class Recorder:
         if self._side is not None:
             self._side.synchronize()
         depth = len(self._adapter.attention_layers)
-        layers = tuple(self._capture.layers or range(depth))
+        word = self._adapter.word
         read = []
         for index, (sample, answer) in enumerate(zip(prepared, answers, strict=True)):
             steps = [step for step in self.taken if step < len(answer)]
-            decode = self._adapter.tokenizer.decode
             first = sample.layout.prompt_length - 1
             asked = [int(sample.ids[first]), *answer]
             read.append(
                 Attention(
-                    self.rows_of(index)[:, :, : len(steps)],
+                    self.rows_of(index, len(steps)),
                     sample.layout,
                     tuple(first + step for step in steps),
-                    tuple(decode([asked[step]]) for step in steps),
-                    layers,
+                    tuple(word(asked[step]) for step in steps),
+                    self._layers,
                     depth,
                     tuple(shares.get(one.key) for one in sample.pixels),
-                    tuple(decode([answer[step]]) for step in steps),
+                    tuple(word(answer[step]) for step in steps),
                 )
             )
         return read
 
-    def rows_of(self, sample: int) -> torch.Tensor:
-        """(layers, heads, steps taken, image tokens) of one sample, which is handed out: it can be asked for once."""
+    def rows_of(self, sample: int, steps: int) -> Callable[[], torch.Tensor]:
+        """What gives (layers, heads, steps, image tokens) of one sample's first `steps` tokens taken.
+
+        It is handed out, so that it can be asked for once; and put together by who wants to see it, since in memory of
+        the host that takes longer than taking the rows.
+        """
         parts, self._parts[sample] = self._parts[sample], []
-        if not parts:
-            return torch.zeros(0, 0, 0, 0)
-        rows = torch.cat(parts)[: len(self.taken), ..., : self._counts[sample]]
-        return rows.permute(1, 2, 0, 3).contiguous()
+        order = sorted(self._layers)
+        return partial(_together, parts, steps, self._counts[sample], [order.index(layer) for layer in self._layers])
+
+
+def _together(parts: Sequence[torch.Tensor], steps: int, count: int, layers: Sequence[int]) -> torch.Tensor:
+    """(layers, heads, steps, N) in an order of layers, from parts (some steps, layers, heads, N or more)."""
+    if not parts:
+        return torch.zeros(0, 0, 0, 0)
+    rows = torch.cat(list(parts))[:steps, ..., :count].permute(1, 2, 0, 3)
+    return rows.contiguous() if sorted(layers) == list(layers) else rows[list(layers)].contiguous()

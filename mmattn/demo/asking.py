@@ -100,4 +100,4 @@ def _rows_of_part(
         return None
     weights = torch.cat([prompt_rows.weights[:, :, -1:], read.weights[:, :, :-1]], dim=2)
     positions = (prompt_rows.positions[-1], *read.positions[:-1])
-    return replace(read, weights=weights, positions=positions, produced=read.tokens)
+    return replace(read, held=weights, positions=positions, produced=read.tokens)

@@ -131,7 +131,7 @@ def sink_map(found: Inspected, layer: int) -> Image.Image:
     """The size of each image token's state in one layer over the picture, sinks outlined."""
     sinks = found.sinks
     weights = sinks.sizes[layer][None, None, None]
-    read = replace(sinks.read, weights=weights, layers=(0,), depth=1)
+    read = replace(sinks.read, held=weights, layers=(0,), depth=1)
     image = shown(found.picture.image)
     picture = overlay(image, heat(read, [0], View(), image.size), 0.7)
     layout = read.layout.images[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ class Attention:
     """Post-softmax attention of chosen tokens on the image tokens.
 
     Attributes:
-        weights: (layers, heads, rows, image_tokens) float32; a row sums to its total share on the pictures (<= 1).
+        held: the `weights`, or what puts them together when they are first asked for.
         layout: where each image token sits and which pixels it covers.
         positions: index of each row's token in the unpadded sequence. A row is the attention that this token pays
             while it is processed; the prompt's last token is the one that produces the first word of the answer.
@@ -37,7 +37,7 @@ class Attention:
         produced: for rows read while generating: the token whose scores each row decided, as text.
     """
 
-    weights: torch.Tensor
+    held: torch.Tensor | Callable[[], torch.Tensor]
     layout: Layout
     positions: tuple[int, ...]
     tokens: tuple[str, ...]
@@ -45,6 +45,14 @@ class Attention:
     depth: int
     shares: tuple[torch.Tensor | None, ...]
     produced: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """(layers, heads, rows, image_tokens) float32; a row sums to its total share on the pictures (<= 1)."""
+        if not isinstance(self.held, torch.Tensor):
+            object.__setattr__(self, "held", self.held())  # what it was made of is freed
+        assert isinstance(self.held, torch.Tensor)
+        return self.held
 
     def grids(
         self, image: int = 0, layers: Selection = None, heads: Selection = None, rows: Selection = None
@@ -132,7 +140,7 @@ def attend(
         session.columns = batch.columns
         adapter.decode(batch)
     made_of = tuple(shares.get(one.key) for one in prepared.pixels)
-    tokens = tuple(adapter.tokenizer.decode([int(prepared.ids[position])]) for position in positions)
+    tokens = tuple(adapter.word(int(prepared.ids[position])) for position in positions)
     return Attention(capture.stacked()[:, 0].cpu(), layout, tuple(positions), tokens, wanted, count, made_of)
 
 

@@ -115,7 +115,7 @@ def _grounding(
     tokens: tuple[str, ...] = ()
     if question.job:
         ids = question.job.prepared.ids
-        tokens = tuple(adapter.tokenizer.decode([int(ids[position])]) for position in question.job.positions)
+        tokens = tuple(adapter.word(int(ids[position])) for position in question.job.positions)
     nothing = Grounding(
         query=question.query,
         heatmap=np.zeros(size[::-1], dtype=np.float32),

@@ -173,7 +173,7 @@ class Reader:
         """`weights` (layers, H, rows, image tokens) of one job, with all that is needed to map them."""
         depth = len(self.adapter.attention_layers)
         prepared = job.prepared
-        words = tuple(self.adapter.tokenizer.decode([int(prepared.ids[position])]) for position in job.positions)
+        words = tuple(self.adapter.word(int(prepared.ids[position])) for position in job.positions)
         share = self._shares.get(prepared.pixels[0].key)
         return Attention(weights, prepared.layout, job.positions, words, layers, depth, (share,))
 

@@ -164,7 +164,7 @@ def _signals(
     layout = prepared.layout
     ids = prepared.ids[layout.prompt_length :]
     count = len(ids)
-    tokens = tuple(adapter.tokenizer.decode([int(one)]) for one in ids)
+    tokens = tuple(adapter.word(int(one)) for one in ids)
     text, ranges = character_ranges(adapter.tokenizer, ids.tolist())
     map_ = Attention(
         looked[None, None, :count, : len(layout.image_tokens)],

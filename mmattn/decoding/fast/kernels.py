@@ -512,7 +512,9 @@ def keep_rows(
     final,  # (layers,) int8
     heads,  # (KH,) the heads to keep
     columns,  # (B, N) the slots to keep
-    out,  # (layers, B, KH, N) float32
+    out,  # (B, layers, KH, N) float32, samples OUT apart
+    begins,  # (M,) int32: the first real slot of each row
+    length,  # () int32: the last one
     M,
     H,
     C,
@@ -520,18 +522,22 @@ def keep_rows(
     B,
     KH,
     K,  # rows of each sample, of which the first one is kept
+    OUT,
     BLOCK: tl.constexpr,
 ):
     """Attention weights at chosen slots; a program per layer, sample and head, which reads its scores twice."""
     at = tl.program_id(0)
-    layer = at // (KH * B)
-    sample = at // KH % B
-    here = scores + ((layer.to(tl.int64) * M + sample * K) * H + tl.load(heads + at % KH)) * C
+    layer = (at // (KH * B)).to(tl.int64)
+    sample = (at // KH % B).to(tl.int64)
+    head = at % KH
+    here = scores + ((layer * M + sample * K) * H + tl.load(heads + head)) * C
+    begin = tl.load(begins + sample * K)
+    end = tl.load(length) + 1
     s = tl.arange(0, BLOCK)
     top = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, C, BLOCK):
-        score = tl.load(here + start + s, mask=start + s < C, other=float("-inf"))
+    for start in range(begin, end, BLOCK):
+        score = tl.load(here + start + s, mask=start + s < end, other=float("-inf"))
         new_top = tl.maximum(top, score)
         safe = tl.where(new_top == float("-inf"), 0.0, new_top)
         total = total * tl.exp(top - safe) + tl.exp(score - safe)
@@ -540,9 +546,11 @@ def keep_rows(
     highest = tl.where(highest == float("-inf"), 0.0, highest)
     whole = tl.sum(total * tl.exp(top - highest), 0)
     done = tl.load(final + layer) != 0
+    there = out + sample * OUT + (layer * KH + head) * N
     for start in range(0, N, BLOCK):
         n = start + s
         column = tl.load(columns + sample * N + n, mask=n < N, other=0)
-        score = tl.load(here + column, mask=n < N, other=0.0)
-        weight = tl.where(done, score, tl.exp(score - highest) / whole)
-        tl.store(out + at.to(tl.int64) * N + n, weight, mask=n < N)
+        seen = (n < N) & (column >= begin) & (column < end)
+        score = tl.load(here + column, mask=seen, other=float("-inf"))
+        weight = tl.where(done, tl.where(seen, score, 0.0), tl.exp(score - highest) / whole)
+        tl.store(there + n, weight, mask=n < N)

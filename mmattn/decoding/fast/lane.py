@@ -17,6 +17,12 @@ from mmattn.decoding.fast.rewriting import Memory, Rewriting
 from mmattn.decoding.fast.step import DecodeStep
 from mmattn.decoding.progress import Progress
 
+# Bytes of the rows that are kept together, before they are taken away.
+PIECE = 24 << 20
+# Takes rows (B, layers, heads, N) that decide a token away, the number of which it hears, and that of the first layer
+# among those that are kept; what it gives has happened when they may be overwritten.
+Take = Callable[[int, torch.Tensor, int], torch.cuda.Event | None]
+
 
 class Lane:
     """Buffers for at least `samples` samples of `slots` tokens, and the graph that works on them.
@@ -25,8 +31,7 @@ class Lane:
         branches: rows of each sample.
         rewriting: the method's edits.
         progress: the answers.
-        rows: (layers, B, heads, N) attention of the plain branch on `columns`, of the step that ran last.
-        columns: (B, N) slots of image tokens.
+        columns: (B, N) slots of image tokens, of which attention is kept.
     """
 
     def __init__(self, adapter: Adapter, parts: DecoderParts, rules: Rules, size: Size) -> None:
@@ -40,6 +45,9 @@ class Lane:
         edits = rules.method.edits()
         self.rewriting = Rewriting(edits, rules.names, depth, parts.heads, rows, size.slots, parts.device)
         kept, exits = rules.capture, rules.method.exits(depth, adapter.tied)
+        layers = () if kept is None else tuple(range(depth) if kept.layers is None else sorted(kept.layers))
+        heads = range(parts.heads) if kept is None or kept.heads is None else kept.heads
+        some = _at_once(len(layers), 4 * size.samples * len(heads) * size.columns)
         self._step = DecodeStep(
             parts,
             self._keys,
@@ -50,7 +58,8 @@ class Lane:
             rewritten=self.rewriting.layers,
             remix=self.rewriting.remix,
             remixed=self.rewriting.remixed,
-            kept=() if kept is None else tuple(range(depth) if kept.layers is None else kept.layers),
+            kept=layers,
+            at_once=some,
             exits=exits.layers if exits else (),
         )
         # Modules, not the adapter: it would keep the model alive.
@@ -66,11 +75,12 @@ class Lane:
             parts.device,
         )
         self.columns = torch.zeros(size.samples, size.columns, dtype=torch.long, device=parts.device)
-        heads = range(parts.heads) if kept is None or kept.heads is None else kept.heads
         self._heads = torch.tensor(list(heads), dtype=torch.long, device=parts.device)
-        layers = 0 if kept is None else depth if kept.layers is None else len(kept.layers)
-        self.rows = torch.empty(layers, size.samples, len(self._heads), size.columns, device=parts.device)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        # While the rows of one piece are taken away, the next one's come.
+        shape = (2, size.samples, min(some, len(layers)), len(heads), size.columns)
+        self._rows = torch.empty(shape, device=parts.device)
+        self._taken: list[torch.cuda.Event | None] = [None, None]
+        self._graphs: list[torch.cuda.CUDAGraph] = []
         if parts.device.type == "cuda":
             self._flags = torch.zeros(2, dtype=torch.bool, pin_memory=True)
             self._capture()
@@ -116,7 +126,8 @@ class Lane:
         chosen: torch.Tensor,
         memory: Memory,
         steps: int,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[int], None],
+        take: Take | None = None,
     ) -> None:
         """Decode until every sample has ended, from the prefilled `batch` and the first tokens `chosen` (samples,).
 
@@ -125,13 +136,12 @@ class Lane:
         """
         self._start(batch, chosen)
         self.rewriting.start(batch.columns, memory)
-        if self._graph is None:
+        if not self._graphs:
             for number in range(1, steps):
                 if bool(self.progress.finished):
                     return
-                self._run()
-                if on_step is not None:
-                    on_step(number)
+                self._step_on(number, take)
+                on_step(number)
             return
         # One step ahead of the host: the flag of a step is read while the next one runs.
         events = [_event() for _ in self._flags]
@@ -144,9 +154,8 @@ class Lane:
                 if self._flags[before]:
                     return
             if number + 1 < steps:
-                self._graph.replay()
-                if on_step is not None:
-                    on_step(number + 1)
+                self._step_on(number + 1, take)
+                on_step(number + 1)
 
     def _start(self, batch: Embedded, chosen: torch.Tensor) -> None:
         step, rows, width = self._step, len(batch.mask), batch.mask.shape[1]
@@ -162,28 +171,56 @@ class Lane:
         step.positions.zero_()
         step.positions[:rows] = (positions[:, -1] + 1).int()
 
-    def _run(self) -> None:
-        self._step.run()
-        if self.rows.numel():
-            self._step.keep(self._heads, self.columns, self.rows)
-        logits = self._step.logits.view(self.size.samples, self.branches, -1)
-        early = self._head(self._norm(self._step.left[:: self.branches])).float() if self._step.left.numel() else None
+    def _step_on(self, number: int, take: Take | None) -> None:
+        """The step that makes token `number`, and its rows."""
+        for piece, layers in enumerate(self._step.kept):
+            taken = self._taken[piece % 2]
+            if taken is not None:
+                taken.wait()
+            if self._graphs:
+                self._graphs[piece].replay()
+            else:
+                self._run(piece)
+            if take is not None:
+                first = sum(map(len, self._step.kept[:piece]))
+                self._taken[piece % 2] = take(number, self._rows[piece % 2, :, : len(layers)], first)
+
+    def _run(self, piece: int) -> None:
+        step = self._step
+        step.piece(piece)
+        if self._rows.numel():
+            step.keep(piece, self._heads, self.columns, self._rows[piece % 2, :, : len(step.kept[piece])])
+        if piece + 1 < len(step.kept):
+            return
+        step.end()
+        logits = step.logits.view(self.size.samples, self.branches, -1)
+        early = self._head(self._norm(step.left[:: self.branches])).float() if step.left.numel() else None
         chosen = self.progress.advance(logits, early)
-        self._step.tokens.copy_(chosen.repeat_interleave(self.branches))
+        step.tokens.copy_(chosen.repeat_interleave(self.branches))
 
     def _capture(self) -> None:
+        pieces = range(len(self._step.kept))
         self.progress.start([], torch.zeros(0, 0))
         stream = _stream()
         stream.wait_stream(torch.cuda.current_stream())
         with compiling(), torch.cuda.stream(stream):
-            self._run()  # compiles the kernels
+            for piece in pieces:
+                self._run(piece)  # compiles the kernels
             self._step.length.zero_()
             self.progress.start([], torch.zeros(0, 0))
         torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the device.
-        with compiling(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._run()
+        pool = torch.cuda.graph_pool_handle()
+        for piece in pieces:
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may go on using the device.
+            with compiling(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                self._run(piece)
+            self._graphs.append(graph)
+
+
+def _at_once(layers: int, size: int) -> int:
+    """Of how many layers, of so many bytes each, the rows are kept together; in two pieces at least, if they can be."""
+    return max(1, min(PIECE // max(size, 1), -(-layers // 2)))
 
 
 def _event() -> torch.cuda.Event:

@@ -62,8 +62,8 @@ class LastRows:
             H=parts.heads, G=parts.groups, D=parts.dim, C=slots, PARTS=SPLITS, HIDES=True, WRITE=True, READ=False,
             MIX=False, OWNED=True, **attention_blocks(parts, slots),
         )  # fmt: skip
-        out = scores.new_empty(layers, rows, parts.heads, self._columns.shape[1])
+        out = scores.new_empty(rows, layers, parts.heads, self._columns.shape[1])
         final = torch.zeros(layers, dtype=torch.int8, device=device)
-        keep_rows(scores, final, torch.arange(parts.heads, device=device), self._columns, out)
+        keep_rows(scores, final, torch.arange(parts.heads, device=device), self._columns, out, begins, length)
         for layer, entry in self._entry.items():
-            self._capture.weights[layer] = out[entry, :, :, None]
+            self._capture.weights[layer] = out[:, entry, :, None]

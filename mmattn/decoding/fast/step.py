@@ -69,8 +69,9 @@ class DecodeStep:
         begins: (M,) int32, first slot that holds a token of the row.
         hidden: (M, C) int8, 1 where a row must not look.
         logits: (M, V) float32, the result.
-        scores: (layers kept and perhaps one, M, H, 1, C) float32, attention before the softmax, -inf where nothing is
-            visible; after it in layers that are rewritten.
+        scores: (layers of a piece that are kept, and perhaps one, M, H, 1, C) float32, attention before the softmax,
+            -inf where nothing is visible; after it in layers that are rewritten.
+        kept: the layers of each piece that are kept. spans: from which layer to which each piece goes.
         left: (M, exits, hidden), the hidden states that entered these layers.
     """
 
@@ -87,10 +88,14 @@ class DecodeStep:
         remix: Remix | None = None,
         remixed: frozenset[int] = frozenset(),
         kept: tuple[int, ...] = (),
+        at_once: int = 0,
         exits: tuple[int, ...] = (),
     ) -> None:
         """`keys` and `values` (L, M, G, C, D) are the cache; `kept` layers leave their scores, `rewritten` ones are
         rewritten, `remixed` ones have their heads' output changed. What enters layers of `exits` is left in `left`.
+
+        Scores of `at_once` layers have room (of all, with 0): the step comes in as many pieces as that takes, and
+        `keep` is called after each.
         """
         self.parts, self.keys, self.values = parts, keys, values
         self.hides, self.rewrite, self.rewritten = hides, rewrite, rewritten
@@ -119,11 +124,16 @@ class DecodeStep:
         lines = rows * parts.heads * self._splits
         self._part_out = torch.empty(lines, dim, device=device)
         self._part_max, self._part_sum = (torch.empty(lines, device=device) for _ in range(2))
+        size = at_once or max(len(kept), 1)
+        self.kept = [kept[first : first + size] for first in range(0, len(kept), size)] or [()]
+        ends = [*(one[-1] + 1 for one in self.kept[:-1]), len(parts.layers)]
+        self.spans = list(zip([0, *ends[:-1]], ends, strict=True))
+        self._place = {layer: place for piece in self.kept for place, layer in enumerate(piece)}
         # Scores to be rewritten have one buffer for all layers, at the end.
-        self._place = {layer: place for place, layer in enumerate(kept)}
-        buffers = len(kept) + bool(rewritten)
+        buffers = min(size, len(kept)) + bool(rewritten)
         self.scores = torch.empty(buffers, rows, parts.heads, 1, slots, device=device)
-        self._final = torch.tensor([layer in rewritten for layer in kept], device=device, dtype=torch.int8)
+        final = [[layer in rewritten for layer in piece] for piece in self.kept]
+        self._final = [torch.tensor(piece, device=device, dtype=torch.int8) for piece in final]
         self._none = torch.empty(1, device=device)
         self._exits = {layer: place for place, layer in enumerate(exits)}
         self.left = torch.empty(rows, len(exits), parts.hidden, device=device, dtype=half)
@@ -135,14 +145,23 @@ class DecodeStep:
 
     def run(self) -> None:
         """Read `tokens`, fill `logits`, and move on by one slot."""
+        for number in range(len(self.spans)):
+            self.piece(number)
+        self.end()
+
+    def piece(self, number: int) -> None:
+        """The layers of one piece; the first one reads `tokens`."""
         parts = self.parts
-        kernels.embed[(self.rows,)](
-            self.tokens, parts.embedding, parts.layers[0].attention_gain, self._stream, self._ready, self._squares,
-            K=parts.hidden, BLOCK_K=triton.next_power_of_2(parts.hidden),
-        )  # fmt: skip
-        pieces = 1  # in which the sums of squares come
+        first, last = self.spans[number]
+        if first == 0:
+            kernels.embed[(self.rows,)](
+                self.tokens, parts.embedding, parts.layers[0].attention_gain, self._stream, self._ready, self._squares,
+                K=parts.hidden, BLOCK_K=triton.next_power_of_2(parts.hidden),
+            )  # fmt: skip
         gains = [*(one.attention_gain for one in parts.layers[1:]), parts.final_gain]
-        for index, (layer, gain) in enumerate(zip(parts.layers, gains, strict=True)):
+        for index in range(first, last):
+            layer = parts.layers[index]
+            pieces = self._blocks if index else 1  # in which the sums of squares come
             if index in self._exits:
                 self.left[:, self._exits[index]] = self._stream
             three = (layer.query, layer.key, layer.value)
@@ -153,18 +172,20 @@ class DecodeStep:
                 heads = self._mixed.view(self.rows, 1, parts.heads, parts.dim)
                 heads.copy_(self.remix(index, heads))
             self._onto_stream(self._mixed, layer.output, layer.mlp_gain)
-            pieces = self._blocks
-            self._gated(layer, pieces)
-            self._onto_stream(self._inner, layer.down, gain)
-        self._product((parts.head,), self.logits, pieces)
+            self._gated(layer, self._blocks)
+            self._onto_stream(self._inner, layer.down, gains[index])
+
+    def end(self) -> None:
+        """After the last piece: `logits`, and one slot further."""
+        self._product((self.parts.head,), self.logits, self._blocks)
         self.length += 1
         self.positions += 1
 
-    def keep(self, heads: torch.Tensor, columns: torch.Tensor, out: torch.Tensor) -> None:
-        """Attention of the step that ran last into `out` (layers kept, B, heads, N), of each sample's first row, at
-        slots `columns` (B, N).
+    def keep(self, number: int, heads: torch.Tensor, columns: torch.Tensor, out: torch.Tensor) -> None:
+        """Attention of the piece that ran last, before `end`, into `out` (B, layers, heads, N): of each sample's first
+        row, at slots `columns` (B, N).
         """
-        keep_rows(self.scores, self._final, heads, columns, out)
+        keep_rows(self.scores, self._final[number], heads, columns, out, self.begins, self.length)
 
     def _attend(self, index: int, layer: LayerParts) -> None:
         parts, keys, values = self.parts, self.keys[index], self.values[index]
@@ -266,14 +287,22 @@ def attention_blocks(parts: DecoderParts, slots: int) -> dict[str, int]:
 
 
 def keep_rows(
-    scores: torch.Tensor, final: torch.Tensor, heads: torch.Tensor, columns: torch.Tensor, out: torch.Tensor
+    scores: torch.Tensor,
+    final: torch.Tensor,
+    heads: torch.Tensor,
+    columns: torch.Tensor,
+    out: torch.Tensor,
+    begins: torch.Tensor,
+    length: torch.Tensor,
 ) -> None:
-    """Weights at slots `columns` (B, N) into `out` (layers, B, heads, N), from `scores` (layers, M, H, 1, C)."""
-    layers, samples, some, count = out.shape
+    """Weights at slots `columns` (B, N) into `out` (B, layers, heads, N), from `scores` (layers or more, M, H, 1, C) of
+    rows whose tokens stand from `begins` (M,) to `length`.
+    """
+    samples, layers, some, count = out.shape
     _, rows, every, _, slots = scores.shape
     kernels.keep_rows[(layers * samples * some,)](
-        scores, final, heads, columns, out, rows, every, slots, count, samples, some, rows // samples, BLOCK=512,
-        num_warps=4,
+        scores, final, heads, columns, out, begins, length, rows, every, slots, count, samples, some, rows // samples,
+        out.stride(0), BLOCK=512, num_warps=4,
     )  # fmt: skip
 
 
