@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mmattn
-from mmattn.decoding import VCD
+from mmattn.decoding import VCD, vcd
 from mmattn.decoding.sampling import stream
 from mmattn.decoding.vcd import add_noise, schedule
 
@@ -91,3 +91,16 @@ def test_noise_belongs_to_the_picture(vlm: mmattn.VLM, pictures: list[Any]) -> N
     finally:
         del vlm.adapter.encode
     assert seen == [2 + 2]
+
+
+@pytest.mark.parametrize("capture", [None, mmattn.Capture(tokens=[0])])
+def test_noise_is_drawn_once_for_all_batches(
+    vlm: mmattn.VLM, pictures: list[Any], monkeypatch: pytest.MonkeyPatch, capture: mmattn.Capture | None
+) -> None:
+    drawn: list[int] = []
+    add = vcd.add_noise
+    monkeypatch.setattr(vcd, "add_noise", lambda *given: drawn.append(given[1]) or add(*given))  # type: ignore[func-returns-value]
+    settings: dict[str, Any] = {"method": VCD(3, 0, 999), "max_new_tokens": 4, "capture": capture}
+    one_by_one = vlm.generate(pictures[0], ["q", "what?", "is it?"], batch_size=1, **settings)
+    assert drawn == [999]
+    assert one_by_one == vlm.generate(pictures[0], ["q", "what?", "is it?"], **settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -86,11 +86,11 @@ def embed(
 
 
 def rows_of(
-    request: Request, options: Options, made: dict[str, Pixels]
+    request: Request, options: Options, made: dict[str, Pixels], known: Callable[[str], bool]
 ) -> Iterator[tuple[Prepared, tuple[Pixels, ...]]]:
     """The tokens and pictures of the plain branch and the others; changed pictures get keys of their own.
 
-    `made` keeps them by these keys.
+    `made` keeps them by these keys. Those whose features are `known` by these keys are not changed: nobody will look.
     """
     yield request.prepared, request.prepared.pixels
     branches = options.method.branches()
@@ -106,6 +106,7 @@ def rows_of(
             key = f"{one.key} {branch.name} {options.seed} {name}"
             if key not in made:
                 generator = stream(options.seed, f"branch {branch.name}", name)
-                made[key] = replace(one, key=key, values=branch.pixels(one.values, generator))
+                values = one.values if known(key) else branch.pixels(one.values, generator)
+                made[key] = replace(one, key=key, values=values)
             changed.append(made[key])
         yield prepared, tuple(changed)

@@ -128,7 +128,8 @@ def _decode_batch(
     names = ("plain", *(branch.name for branch in options.method.branches()))
     covers = covers_of(adapter, requests, options, features)
     made: dict[str, Pixels] = {}
-    rows = [row for request in requests for row in rows_of(request, options, made)]
+    encoded = partial(features.known, shares=options.capture is not None and adapter.mixed)
+    rows = [row for request in requests for row in rows_of(request, options, made, encoded)]
     exits = exits_of(adapter, options.method)
     edits, layers = options.method.edits(), exits.layers if exits else ()
     shares: Shares | None = {} if options.capture is not None else None

@@ -28,8 +28,7 @@ class Features:
     ) -> dict[str, torch.Tensor]:
         """Features of all `pictures`; `shares` is filled for all of them, as `Adapter.encode` does."""
         asked = shares is not None and adapter.mixed
-        known = self._shares if asked else self._kept
-        missing = {key: one for key, one in pictures.items() if key not in self._kept or key not in known}
+        missing = {key: one for key, one in pictures.items() if not self.known(key, asked)}
         found_shares: Shares | None = {} if asked else None
         new = dict(zip(missing, adapter.encode(list(missing.values()), found_shares), strict=True)) if missing else {}
         found = {key: self._kept[key] if key in self._kept else new[key].clone() for key in pictures}
@@ -41,6 +40,10 @@ class Features:
             self._kept.move_to_end(key)
         self._shrink()
         return found
+
+    def known(self, key: str, shares: bool) -> bool:
+        """Whether the picture of this key need not be encoded, to have its features and perhaps its `shares`."""
+        return key in self._kept and (key in self._shares or not shares)
 
     def keep(self, key: str, features: torch.Tensor) -> None:
         """Let `features` be those of the pictures named `key`."""
