@@ -76,16 +76,18 @@ def measure(
     capture: bool = False,
     on_figures: Callable[[Figures], None] = lambda _: None,
 ) -> list[Figures]:
-    """Figures for each batch size: transformers' own generate, then every method, `capture` of it after it."""
+    """Figures for each batch size: transformers' own generate, then every method, `capture` of it after it.
+
+    Where a method has branches, also two of transformers' calls per step, as such methods are usually written.
+    """
     found = []
     for batch in batches:
         prepared = [prompt(adapter, pixels, seed, words) for seed in range(batch)]
         depth = len(adapter.attention_layers)
         heads = adapter.model.config.get_text_config().num_attention_heads
-        plans: dict[str, tuple[Callable[[int], Any], int]] = {
-            "transformers generate": (_stock(adapter, prepared), 1),
-            "transformers, two calls per step": (_stock_contrast(adapter, prepared), 2),
-        }
+        plans: dict[str, tuple[Callable[[int], Any], int]] = {"transformers generate": (_stock(adapter, prepared), 1)}
+        if any(method.branches() for method in methods):
+            plans["transformers, two calls per step"] = (_stock_contrast(adapter, prepared), 2)
         for method in methods:
             for kept, device in (("", ""), *(ROWS if capture else ())):
                 read = Capture(device=device or None).resolved(depth, heads) if kept else None

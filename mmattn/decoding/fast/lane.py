@@ -83,6 +83,7 @@ class Lane:
         self._graphs: list[torch.cuda.CUDAGraph] = []
         if parts.device.type == "cuda":
             self._flags = torch.zeros(2, dtype=torch.bool, pin_memory=True)
+            self._watch = _stream()
             self._capture()
 
     def fits(self, rules: Rules, size: Size) -> bool:
@@ -147,8 +148,11 @@ class Lane:
         events = [_event() for _ in self._flags]
         for number in range(steps):
             mine, before = number % 2, (number + 1) % 2
-            self._flags[mine : mine + 1].copy_(self.progress.finished[None], non_blocking=True)
-            events[mine].record()
+            # On a stream of its own: behind rows on their way to the host, the next step would wait for it.
+            self._watch.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._watch):
+                self._flags[mine : mine + 1].copy_(self.progress.finished[None], non_blocking=True)
+                events[mine].record()
             if number:
                 events[before].synchronize()
                 if self._flags[before]:
