@@ -146,7 +146,7 @@ def main() -> None:
             table[rows] = replace(blocks, n=16, k=32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generate(sys.argv[1], device, 3 if device == "cpu" else 20)
-    # Up to four rows are multiplied one by one, more together.
+    # A single row takes other kernels than several.
     for family, rows in [*((sys.argv[1], rows) for rows in (1, 2, 5)), *((family, 3) for family in sys.argv[1:])]:
         worst = compare(family, rows, device)
         sys.stdout.write(f"{family} {rows} rows: {worst:.1e}\n")

@@ -41,6 +41,12 @@ class RowCapture:
         """Keep `weights` (B, H, R, S) of one layer, reduced to the wanted columns."""
         self.weights[layer] = self._reduced(weights)
 
+    def store_all(self, weights: dict[int, torch.Tensor]) -> None:
+        """`store` for several layers at once."""
+        if weights:
+            together = self._reduced(torch.cat(list(weights.values())))
+            self.weights.update(zip(weights, together.chunk(len(weights)), strict=True))
+
     def stacked(self) -> torch.Tensor:
         """The captured layers, (layers, B, H, R, N) float32, in the order of `layers`."""
         order = self._order(self.weights)

@@ -139,6 +139,7 @@ def _in_turns(
     warm = len(plans) > 1  # a single plan has its buffers already
     for turn in range(repeats + warm):
         for name, plan in plans.items():
+            _once(plan, 1)  # so that both come after a prefill, which leaves a large batch's GPU hot and slow
             times = _once(plan, 1)[0], _once(plan, 1 + steps)[0]
             if turn >= warm:
                 seen[name].append(times)

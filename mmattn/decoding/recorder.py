@@ -125,8 +125,7 @@ class Recorder:
         mine = [parts[-1][place, first : first + rows.shape[1]] for parts in self._parts]
         if mine[0].is_pinned():
             return self._on_the_side(rows, mine)
-        for out, one in zip(mine, rows, strict=True):
-            out.copy_(one)
+        torch._foreach_copy_(mine, list(rows))  # in one launch
         return None
 
     def _more(self, rows: torch.Tensor) -> None:

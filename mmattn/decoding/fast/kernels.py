@@ -55,41 +55,24 @@ def _input_tile(x, rows, columns, M, K: tl.constexpr):
 
 
 @triton.jit
-def _input_row(x, row: tl.constexpr, columns, K: tl.constexpr):
-    return tl.load(x + row * K + columns[None, :], mask=columns[None, :] < K, other=0.0).to(tl.float32)
-
-
-@triton.jit
 def _sums(
-    x, weight, n, m, M, width, first, last, K: tl.constexpr, FEW: tl.constexpr, BLOCK_N: tl.constexpr,
+    x, weight, n, m, M, width, first, last, K: tl.constexpr, ONE: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
     """The product x @ weight.T over inputs [first, last) for outputs `n`, (BLOCK_N, BLOCK_M) float32.
 
-    FEW rows, up to four, multiply on the ordinary units, straight from memory to registers; more (FEW = 0) use the
-    tensor cores, with the weights as left operand.
+    A single row multiplies on the ordinary units, straight from memory to registers; more rows use the tensor cores,
+    with the weights as left operand.
     """
     k = tl.arange(0, BLOCK_K)
     even: tl.constexpr = K % BLOCK_K == 0
-    if FEW:
+    if ONE:
         wide = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-        wide1, wide2, wide3 = wide, wide, wide
         for start in range(first, last, BLOCK_K):
             tile = _weight_tile(weight, n, start + k, width, K, even).to(tl.float32)
-            wide += tile * _input_row(x, 0, start + k, K)
-            if FEW > 1:
-                wide1 += tile * _input_row(x, 1, start + k, K)
-            if FEW > 2:
-                wide2 += tile * _input_row(x, 2, start + k, K)
-            if FEW > 3:
-                wide3 += tile * _input_row(x, 3, start + k, K)
+            columns = (start + k)[None, :]
+            wide += tile * tl.load(x + columns, mask=columns < K, other=0.0).to(tl.float32)
         acc = tl.where(m[None, :] == 0, tl.sum(wide, 1)[:, None], 0.0)
-        if FEW > 1:
-            acc += tl.where(m[None, :] == 1, tl.sum(wide1, 1)[:, None], 0.0)
-        if FEW > 2:
-            acc += tl.where(m[None, :] == 2, tl.sum(wide2, 1)[:, None], 0.0)
-        if FEW > 3:
-            acc += tl.where(m[None, :] == 3, tl.sum(wide3, 1)[:, None], 0.0)
     else:
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         for start in range(first, last, BLOCK_K):
@@ -117,7 +100,7 @@ def product(
     K: tl.constexpr,
     EPS: tl.constexpr,
     BIAS: tl.constexpr,
-    FEW: tl.constexpr,
+    ONE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -137,7 +120,7 @@ def product(
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     total: tl.constexpr = N0 + N1 + N2
-    acc = _sums(x, weight, n, m, M, width, 0, K, K, FEW, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc = _sums(x, weight, n, m, M, width, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
     acc *= _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
     if BIAS:
         acc += tl.load(bias + n, mask=n < width, other=0.0).to(tl.float32)[:, None]
@@ -158,7 +141,7 @@ def product_onto(
     M,
     N: tl.constexpr,
     K: tl.constexpr,
-    FEW: tl.constexpr,
+    ONE: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -177,7 +160,7 @@ def product_onto(
     part = tl.program_id(2)
     size: tl.constexpr = (K + SPLIT * BLOCK_K - 1) // (SPLIT * BLOCK_K) * BLOCK_K
     first = part * size
-    acc = _sums(x, weight, n, m, M, N, first, tl.minimum(first + size, K), K, FEW, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc = _sums(x, weight, n, m, M, N, first, tl.minimum(first + size, K), K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
     if SPLIT > 1:
         tl.store(pieces + part * M * N + places, acc, mask=inside)
         tl.debug_barrier()
@@ -216,7 +199,7 @@ def gated_product(
     N: tl.constexpr,
     K: tl.constexpr,
     EPS: tl.constexpr,
-    FEW: tl.constexpr,
+    ONE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -225,9 +208,9 @@ def gated_product(
     """The MLP's inner values: silu(norm(x) @ gate.T) * (norm(x) @ up.T)."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if FEW:
-        gated = _sums(x, gate, n, m, M, N, 0, K, K, FEW, BLOCK_N, BLOCK_M, BLOCK_K)
-        raised = _sums(x, up, n, m, M, N, 0, K, K, FEW, BLOCK_N, BLOCK_M, BLOCK_K)
+    if ONE:
+        gated = _sums(x, gate, n, m, M, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+        raised = _sums(x, up, n, m, M, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
     else:
         k = tl.arange(0, BLOCK_K)
         gated = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)

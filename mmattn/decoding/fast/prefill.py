@@ -79,6 +79,8 @@ def prefill(
             stream.index_add_(0, here, more.to(stream))
     if reader:
         reader.read(keys)
+    if editor:
+        editor.finish()
     session.capture = asked
     return functional.rms_norm(stream.view(rows, width, hidden)[:, -1], (hidden,), parts.final_gain, parts.eps)
 

@@ -36,6 +36,7 @@ class EditedRows:
     def __init__(self, parts: DecoderParts, session: Session, rewriting: Rewriting, mask: torch.Tensor, width: int):
         """`mask` (B, S) says which keys may be seen; the last `width` of them are the call's tokens."""
         self._session, self._rewriting, self._width, self._scale = session, rewriting, width, parts.scale
+        self._last: dict[int, torch.Tensor] = {}
         self._cut: dict[str, Any] = {
             "H": parts.heads, "G": parts.groups, "D": parts.dim, "BLOCK_R": BLOCK_R, "BLOCK": BLOCK,
             "BLOCK_D": max(16, triton.next_power_of_2(parts.dim)),
@@ -81,7 +82,7 @@ class EditedRows:
         self, layer: int, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, states: torch.Tensor,
         out: torch.Tensor,
     ) -> None:  # fmt: skip
-        """Put what the edited rows give into `out` (B, T, H, D), and keep what is to be read.
+        """Put what the edited rows give into `out` (B, T, H, D), and note what is to be read.
 
         Args:
             qkv: (B T, (H + 2 G) D), rotated. keys, values: (B, G, C, D). states: (B, T, hidden) as they enter `layer`.
@@ -104,5 +105,9 @@ class EditedRows:
             weights = self._rewriting.rewrite_rows(layer, scores, self._places, one.may, kept, states, session.branches)
             kernels.mix_rows[grid](weights, values, one.rows, one.mine, out, *sizes, **self._cut)
         if read:
-            assert session.capture is not None
-            session.capture.store(layer, weights[:, :, -1:])
+            self._last[layer] = weights[:, :, -1:].clone()
+
+    def finish(self) -> None:
+        """After all layers: hand over what was read."""
+        if self._session.capture is not None:
+            self._session.capture.store_all(self._last)

@@ -32,22 +32,16 @@ class Blocks:
     split: int = 1
 
 
-FEW = 4  # rows up to which a product does without the tensor cores
-
 # Blocks that keep enough weights on their way to fill the memory bus, for half precision (measured on Hopper): for
-# 1, 2 and up to 4 rows, and for up to 16, 32 and 64.
+# a single row, and for up to 16, 32 and 64. On the ordinary units two rows take longer than on the tensor cores.
 PRODUCT = {
     1: Blocks(1, 2, 2048, 8, 1),
-    2: Blocks(2, 2, 2048, 8, 1),
-    4: Blocks(4, 2, 2048, 8, 1),
     16: Blocks(16, 64, 128, 4, 4),
     32: Blocks(32, 64, 128, 4, 4),
     64: Blocks(64, 64, 64, 4, 5),
 }
 GATED = {
     1: Blocks(1, 2, 2048, 8, 1),
-    2: Blocks(2, 2, 2048, 8, 1),
-    4: Blocks(4, 2, 2048, 8, 1),
     16: Blocks(16, 128, 64, 8, 5),
     32: Blocks(32, 128, 64, 8, 4),
     64: Blocks(64, 128, 64, 4, 4),
@@ -55,8 +49,6 @@ GATED = {
 # Their blocks also are the parts in which the sums of squares come, so they are rather large.
 ONTO = {
     1: Blocks(1, 4, 1024, 4, 1),
-    2: Blocks(2, 4, 1024, 4, 1),
-    4: Blocks(4, 4, 1024, 4, 1),
     16: Blocks(16, 64, 128, 4, 6, split=2),
     32: Blocks(32, 64, 128, 4, 5, split=2),
     64: Blocks(64, 64, 128, 4, 5, split=2),
@@ -111,7 +103,6 @@ class DecodeStep:
         _, rows, groups, slots, dim = keys.shape
         assert (groups, dim) == (parts.groups, parts.dim)
         self.rows, self.slots = rows, slots
-        self._few = rows if rows <= FEW else 0
         device, half = parts.device, parts.dtype
         self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self.length = torch.zeros((), dtype=torch.int32, device=device)
@@ -257,7 +248,7 @@ class DecodeStep:
         shifts = list(biases) or [self._none] * 3
         kernels.product[self._grid(blocks, *sizes)](
             self._ready, self._squares, pieces, *three, *shifts, out, self.rows, *sizes, inputs, self.parts.eps,
-            bool(biases), self._few, blocks.m, blocks.n, blocks.k, triton.next_power_of_2(pieces),
+            bool(biases), self.rows == 1, blocks.m, blocks.n, blocks.k, triton.next_power_of_2(pieces),
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
 
@@ -266,7 +257,7 @@ class DecodeStep:
         blocks = _fitted(ONTO, self.rows, inputs, x.element_size())
         kernels.product_onto[(*self._grid(blocks, outputs), blocks.split)](
             x, weight, self._stream, gain, self._ready, self._squares, self._pieces, self._arrivals, self.rows, outputs,
-            inputs, self._few, blocks.split, blocks.m, blocks.n, blocks.k,
+            inputs, self.rows == 1, blocks.split, blocks.m, blocks.n, blocks.k,
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
 
@@ -275,7 +266,7 @@ class DecodeStep:
         blocks = _fitted(GATED, self.rows, parts.hidden, self._stream.element_size())
         kernels.gated_product[self._grid(blocks, parts.inner)](
             self._ready, self._squares, pieces, layer.gate, layer.up, self._inner, self.rows,
-            parts.inner, parts.hidden, parts.eps, self._few, blocks.m, blocks.n, blocks.k,
+            parts.inner, parts.hidden, parts.eps, self.rows == 1, blocks.m, blocks.n, blocks.k,
             triton.next_power_of_2(pieces),
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
