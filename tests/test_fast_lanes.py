@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
@@ -70,6 +73,31 @@ def test_a_refusal_is_told_once_and_decoding_goes_on(monkeypatch: pytest.MonkeyP
 def test_without_a_gpu_there_is_no_lane() -> None:
     adapter = adapter_for(*tiny_llava())
     assert LANES.take(adapter, RULES, Size(1, 10, 5)) is None
+
+
+def test_a_lane_is_freed_before_another_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds a cache: two of them may not fit."""
+    adapter = adapter_for(*tiny_llava())
+    made: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    class Small:
+        def __init__(self, *_: Any) -> None:
+            alive.append(sum(one() is not None for one in made))
+            made.append(weakref.ref(self))
+
+        def fits(self, *_: Any) -> bool:
+            return False
+
+    monkeypatch.setattr(Lanes, "usable", lambda *_: True)
+    monkeypatch.setattr("mmattn.decoding.fast.lane.Lane", Small)
+    lanes = Lanes(room=2)
+    for _ in range(4):
+        lane = lanes.take(adapter, RULES, Size(1, 10, 5))
+        assert lane is not None
+        lanes.give(adapter, lane)
+        del lane
+    assert alive == [0, 1, 1, 1]
 
 
 def test_lanes_are_round_numbers() -> None:

@@ -7,12 +7,13 @@ kind at a time has its cache on the device.
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
@@ -36,6 +37,18 @@ ROWS = ((", rows kept", ""), (", rows taken off", "cpu"))
 BANDWIDTH = {"H200": 4.8e12, "H100 NVL": 3.9e12, "H100 PCIe": 2.0e12, "H100": 3.35e12, "A100": 2.0e12, "L40S": 0.864e12}
 
 
+# Generates so many tokens, and calls back when the first ones are chosen.
+Plan = Callable[[int, Callable[[], None]], Any]
+
+
+class Times(NamedTuple):
+    """Seconds to the first tokens and from there to the last ones, and the device's memory peak in bytes."""
+
+    prefill: float
+    steps: float
+    peak: int | None
+
+
 @dataclass(frozen=True)
 class Figures:
     """One line of the table.
@@ -43,7 +56,8 @@ class Figures:
     Attributes:
         what: "transformers generate", or the method, perhaps with what else was asked.
         batch: samples; branches: rows per sample.
-        prefill_ms, step_ms: for the whole batch; the vision tower's work is done before.
+        prefill_ms, step_ms: for the whole batch, to the first token and from there; the vision tower's work is done
+            before.
         tokens_per_s: answers' tokens, all samples together, without the prefill.
         peak_gib: device memory at its highest, weights included.
         floor_ms: a step cannot take less: weights and live cache read once; None where the bus is unknown.
@@ -85,7 +99,7 @@ def measure(
         prepared = [prompt(adapter, pixels, seed, words) for seed in range(batch)]
         depth = len(adapter.attention_layers)
         heads = adapter.model.config.get_text_config().num_attention_heads
-        plans: dict[str, tuple[Callable[[int], Any], int]] = {"transformers generate": (_stock(adapter, prepared), 1)}
+        plans: dict[str, tuple[Plan, int]] = {"transformers generate": (_stock(adapter, prepared), 1)}
         if any(method.branches() for method in methods):
             plans["transformers, two calls per step"] = (_stock_contrast(adapter, prepared), 2)
         for method in methods:
@@ -93,23 +107,23 @@ def measure(
                 read = Capture(device=device or None).resolved(depth, heads) if kept else None
                 plans[method.label + kept] = (_ours(adapter, prepared, method, read, fast), 1 + len(method.branches()))
         works = {name: one for name, (one, _) in plans.items()}
-        for name, (short, long, peak) in _timed(adapter, works, steps, repeats, together=batch <= TOGETHER):
+        for name, times in _timed(adapter, works, steps, repeats, together=batch <= TOGETHER):
             branches = plans[name][1]
-            step = (long - short) / steps
+            step = times.steps / steps
             width = len(prepared[0].ids) + steps // 2
             floor = _floor(adapter, batch * branches, width)
-            prefill = round(1000 * short, 3)
+            prefill = round(1000 * times.prefill, 3)
             speed = round(batch / step, 1)
-            gib = None if peak is None else round(peak / 2**30, 3)
+            gib = None if times.peak is None else round(times.peak / 2**30, 3)
             found.append(Figures(name, batch, branches, prefill, round(1000 * step, 4), speed, gib, floor))
             on_figures(found[-1])
     return found
 
 
 def _timed(
-    adapter: Adapter, plans: dict[str, Callable[[int], Any]], steps: int, repeats: int, *, together: bool
-) -> Iterator[tuple[str, tuple[float, float, int | None]]]:
-    """Medians of the seconds for 1 and for 1 + `steps` tokens, and the memory peak alone, of every plan.
+    adapter: Adapter, plans: dict[str, Plan], steps: int, repeats: int, *, together: bool
+) -> Iterator[tuple[str, Times]]:
+    """Medians of every plan's times for 1 + `steps` tokens, and the memory peak of each alone.
 
     `together`: in turns, each plan's buffers kept while the others run; else one plan after the other.
     """
@@ -123,10 +137,8 @@ def _timed(
         LANES.room = before
 
 
-def _in_turns(
-    adapter: Adapter, plans: dict[str, Callable[[int], Any]], steps: int, repeats: int
-) -> dict[str, tuple[float, float, int | None]]:
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in plans}
+def _in_turns(adapter: Adapter, plans: dict[str, Plan], steps: int, repeats: int) -> dict[str, Times]:
+    seen: dict[str, list[Times]] = {name: [] for name in plans}
     peaks: dict[str, int | None] = {}
     _forget(adapter)
     alone = _allocated()
@@ -134,19 +146,19 @@ def _in_turns(
         _forget(adapter)  # a peak is of a plan alone, the buffers that it may share with others included
         others = _allocated() - alone  # such as features
         _once(plan, 1)
-        _, peak = _once(plan, 1 + steps)
+        peak = _once(plan, 1 + steps).peak
         peaks[name] = None if peak is None else peak - others
     warm = len(plans) > 1  # a single plan has its buffers already
     for turn in range(repeats + warm):
         for name, plan in plans.items():
-            _once(plan, 1)  # so that both come after a prefill, which leaves a large batch's GPU hot and slow
-            times = _once(plan, 1)[0], _once(plan, 1 + steps)[0]
+            times = _once(plan, 1 + steps)
             if turn >= warm:
                 seen[name].append(times)
-    return {
-        name: (statistics.median(short for short, _ in rows), statistics.median(long for _, long in rows), peaks[name])
-        for name, rows in seen.items()
-    }
+    return {name: Times(_median(rows, 0), _median(rows, 1), peaks[name]) for name, rows in seen.items()}
+
+
+def _median(rows: Sequence[Times], which: int) -> float:
+    return statistics.median(float(row[which] or 0) for row in rows)
 
 
 def _allocated() -> int:
@@ -154,38 +166,43 @@ def _allocated() -> int:
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
-def _once(plan: Callable[[int], Any], tokens: int) -> tuple[float, int | None]:
-    """Seconds, and the peak of device memory in bytes."""
+def _once(plan: Plan, tokens: int) -> Times:
     cuda = torch.cuda.is_available()
+    first: list[float] = []
+
+    def begun() -> None:
+        if cuda:
+            torch.cuda.synchronize()
+        first.append(time.perf_counter())
+
     gc.collect()
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    plan(tokens)
+    plan(tokens, begun)
     if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start, torch.cuda.max_memory_allocated() if cuda else None
+    end = time.perf_counter()
+    return Times(first[0] - start, end - first[0], torch.cuda.max_memory_allocated() if cuda else None)
 
 
-def _ours(
-    adapter: Adapter, prepared: Sequence[Any], method: Method, capture: Capture | None, fast: bool
-) -> Callable[[int], Any]:
+def _ours(adapter: Adapter, prepared: Sequence[Any], method: Method, capture: Capture | None, fast: bool) -> Plan:
     features = Features(1 << 34)  # as beside it: vision is done before
 
-    def work(tokens: int) -> Any:
+    def work(tokens: int, begun: Callable[[], None]) -> Any:
         requests = [
             # Probes of the same length stand for those with other words.
             Request(Sample((), "-"), one, str(index), 0, tokens, probes=dict.fromkeys(method.probes(), one))
             for index, one in enumerate(prepared)
         ]
         options = Options(method, Sampling(), frozenset(), 0, capture, fast)
-        return run(adapter, requests, options, len(requests), features=features)
+        return run(adapter, requests, options, len(requests), features=features, on_prefill=begun)
 
     return work
 
 
-def _stock(adapter: Adapter, prepared: Sequence[Any]) -> Callable[[int], Any]:
+def _stock(adapter: Adapter, prepared: Sequence[Any]) -> Plan:
     """The decoder's part of `hf_model.generate`: a dynamic cache, greedy, no stop token, vision done before."""
     with torch.inference_mode():
         features = adapter.encode([one.pixels[0] for one in prepared])
@@ -194,32 +211,42 @@ def _stock(adapter: Adapter, prepared: Sequence[Any]) -> Callable[[int], Any]:
     model = within if hasattr(within, "generate") else adapter.model
 
     @torch.inference_mode()
-    def work(tokens: int) -> Any:
+    def work(tokens: int, begun: Callable[[], None]) -> Any:
+        steps = itertools.count()
+
+        def told(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            if next(steps) == 0:
+                begun()
+            return scores
+
         limits = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             settings = GenerationConfig(**limits, eos_token_id=None)
-            return model.generate(inputs_embeds=batch.embeds, attention_mask=batch.mask, generation_config=settings)
+            given = {"inputs_embeds": batch.embeds, "attention_mask": batch.mask, "logits_processor": [told]}
+            return model.generate(**given, generation_config=settings)
 
     return work
 
 
-def _stock_contrast(adapter: Adapter, prepared: Sequence[Any]) -> Callable[[int], Any]:
+def _stock_contrast(adapter: Adapter, prepared: Sequence[Any]) -> Plan:
     """Contrastive decoding as it is usually written: a call and a cache for each branch, the model as it is."""
     with torch.inference_mode():
         features = adapter.encode([one.pixels[0] for one in prepared])
         first = adapter.embed(prepared, [[one] for one in features])
 
     @torch.inference_mode()
-    def work(tokens: int) -> None:
+    def work(tokens: int, begun: Callable[[], None]) -> None:
         caches = [DynamicCache(), DynamicCache()]
         batches = [first, first]
-        for _ in range(tokens):
+        for step in range(tokens):
             plain, other = (
                 adapter.logits(adapter.decode(batch, cache)[:, -1])
                 for batch, cache in zip(batches, caches, strict=True)
             )
             chosen = (2 * plain - other).masked_fill(~plausible(plain, 0.1), -torch.inf).argmax(-1)
+            if step == 0:
+                begun()
             batches = [adapter.follow(batch, chosen) for batch in batches]
 
     return work

@@ -63,13 +63,15 @@ def run(
     on_done: Callable[[int], None] = lambda _: None,
     features: Features | None = None,
     on_token: OnToken | None = None,
+    on_prefill: Callable[[], None] = lambda: None,
 ) -> list[Generation]:
     """Decode requests in batches of at most `batch_size`; results come in the order of the requests.
 
     Requests about the same pictures stand together, and those of similar length, so that little is computed twice or
     padded. A batch that runs out of memory is halved and tried again; finished ones are kept. `on_done` hears how many
     answers each batch finished. `features` may bring vision features along. `on_token` hears each token as it is
-    chosen, with the number of its request; those of a batch that is tried again come again.
+    chosen, with the number of its request; those of a batch that is tried again come again. `on_prefill` is called
+    when a batch's prompts have been read and its first tokens chosen, as far as the host is concerned.
 
     Raises:
         MmattnError: a single sample does not fit into memory, or the model's scores are not numbers.
@@ -82,7 +84,7 @@ def run(
         chunk = waiting.pop()
         mine = [requests[index] for index in chunk]
         rooms = [one.room for one in mine]
-        listener = Listener(on_token, chunk, rooms, options.stop_ids)
+        listener = Listener(on_token, chunk, rooms, options.stop_ids, on_prefill)
         try:
             answers = _decode_batch(adapter, mine, options, features, listener)
         except (RuntimeError, MemoryError) as error:

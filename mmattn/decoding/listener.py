@@ -18,14 +18,24 @@ class Listener:
         numbers: for each sample of the batch, the number of its prompt.
         rooms: tokens that each may generate.
         stop_ids: end an answer, and are not told.
+        begun: called when the first tokens are on their way; does not wait for the device.
     """
 
-    def __init__(self, tell: OnToken | None, numbers: Sequence[int], rooms: Sequence[int], stop_ids: Set[int]) -> None:
-        self.tell, self._numbers, self._stop_ids = tell, numbers, stop_ids
+    def __init__(
+        self,
+        tell: OnToken | None,
+        numbers: Sequence[int],
+        rooms: Sequence[int],
+        stop_ids: Set[int],
+        begun: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.tell, self._numbers, self._stop_ids, self._begun = tell, numbers, stop_ids, begun
         self._rooms = list(rooms)
 
     def hear(self, step: int, tokens: torch.Tensor) -> None:
-        """Tell column `step` of `tokens` (B or more, steps); waits for the device."""
+        """Tell column `step` of `tokens` (B or more, steps); waits for the device if anybody listens."""
+        if step == 0:
+            self._begun()
         if self.tell is None:
             return
         column = tokens[: len(self._numbers), step].tolist()

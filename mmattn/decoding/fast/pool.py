@@ -89,17 +89,17 @@ class Lanes:
         if not self.usable(adapter):
             return None
         kept = self._kept.setdefault(adapter.model, [])
-        for lane in kept:
-            if lane.fits(rules, size):
-                kept.remove(lane)
-                return lane
+        found = next((one for one in kept if one.fits(rules, size)), None)
+        if found is not None:
+            kept.remove(found)
+            return found
         try:
             # Triton comes with torch wherever there is a GPU; nobody else should wait for its import.
             from mmattn.decoding.fast.lane import Lane
 
             parts = take_apart(adapter)
             LOG.info("Preparing the captured step of %s: some seconds, once for its size", rules.method.label)
-            del kept[self.room - 1 :]
+            del kept[self.room - 1 :]  # nobody else holds these: there may not be memory for all
             return Lane(adapter, parts, rules, size)
         except torch.cuda.OutOfMemoryError:
             kept.clear()
