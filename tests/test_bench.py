@@ -31,13 +31,11 @@ def parts(vlm: mmattn.VLM, pictures: list[Any]) -> tuple[Any, Any]:
 def test_lines_are_what_was_asked_for(parts: tuple[Any, Any]) -> None:
     seen = []
     methods = [resolve("greedy"), resolve("vcd")]
-    found = measure(*parts, methods, [1, 2], steps=STEPS, repeats=1, capture=True, on_figures=seen.append)
+    found = measure(*parts, methods, [2], steps=STEPS, repeats=1, capture=True, on_figures=seen.append)
     rows = ["", ", rows kept", ", rows taken off"]
     stock = [("transformers generate", 1), ("transformers, two calls per step", 2)]
     lines = [*stock, *(("greedy" + row, 1) for row in rows), *(("vcd" + row, 2) for row in rows)]
-    assert [(one.what, one.batch, one.branches) for one in found] == [
-        (name, batch, branches) for batch in (1, 2) for name, branches in lines
-    ]
+    assert [(one.what, one.batch, one.branches) for one in found] == [(name, 2, branches) for name, branches in lines]
     assert seen == found
     assert all(one.step_ms > 0 and one.prefill_ms and one.prefill_ms > 0 for one in found)
     assert all(one.tokens_per_s == pytest.approx(1000 * one.batch / one.step_ms, rel=1e-2) for one in found)
