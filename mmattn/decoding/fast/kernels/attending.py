@@ -1,0 +1,208 @@
+"""Attention over a cache in place: new keys and values into it, and one query per row against it.
+
+Shapes: M rows (samples x branches), H query heads in G groups that share a key head, D head dimension, C slots of the
+cache, P parts into which a row's keys are split.
+"""
+
+# Triton reads the functions below as its own language, in which only compile-time constants are annotated.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rotate_and_store(
+    qkv,  # (M, (H + 2 G) D): query (rewritten in place), key, value
+    cosines,  # (positions, D)
+    sines,
+    query_gain,  # (D,) with QK_NORM
+    key_gain,
+    keys,  # (M / T, G, C, D)
+    values,
+    positions,  # (M,) int32
+    length,  # () int32: where the first new token goes
+    M,
+    T,  # new tokens of each sequence, which follow each other as rows
+    H: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    C,
+    EPS: tl.constexpr,
+    QK_NORM: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # at least D / 2
+    BLOCK_M: tl.constexpr,
+):
+    """Rotary embedding of query and key, and new keys and values into the cache; a program per rows and head."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    head = tl.program_id(1)
+    half: tl.constexpr = D // 2
+    d = tl.arange(0, BLOCK_D)[None, :]
+    inside = (d < half) & (row[:, None] < M)
+    here = qkv + row[:, None].to(tl.int64) * (H + 2 * G) * D + head * D + d
+    low = tl.load(here, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(here + half, mask=inside, other=0.0).to(tl.float32)
+    sequence = (row // T).to(tl.int64)
+    slot = tl.load(length) + row % T
+    if head >= H + G:
+        there = values + ((sequence * G + head - H - G) * C + slot)[:, None] * D + d
+        tl.store(there, low.to(values.dtype.element_ty), mask=inside)
+        tl.store(there + half, high.to(values.dtype.element_ty), mask=inside)
+    else:
+        if QK_NORM:
+            factor = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / D + EPS)[:, None]
+            gain = query_gain
+            if head >= H:
+                gain = key_gain
+            low *= factor * tl.load(gain + d, mask=d < half, other=0.0).to(tl.float32)
+            high *= factor * tl.load(gain + half + d, mask=d < half, other=0.0).to(tl.float32)
+        at = tl.load(positions + row, mask=row < M, other=0)[:, None] * D + d
+        new_low = low * tl.load(cosines + at, mask=inside, other=0.0).to(tl.float32)
+        new_low -= high * tl.load(sines + at, mask=inside, other=0.0).to(tl.float32)
+        new_high = high * tl.load(cosines + at + half, mask=inside, other=0.0).to(tl.float32)
+        new_high += low * tl.load(sines + at + half, mask=inside, other=0.0).to(tl.float32)
+        if head < H:
+            tl.store(here, new_low.to(qkv.dtype.element_ty), mask=inside)
+            tl.store(here + half, new_high.to(qkv.dtype.element_ty), mask=inside)
+        else:
+            there = keys + ((sequence * G + head - H) * C + slot)[:, None] * D + d
+            tl.store(there, new_low.to(keys.dtype.element_ty), mask=inside)
+            tl.store(there + half, new_high.to(keys.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _span(begins, length, row, part, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """The slots [begin, end) of one part of a row's keys; padding before `begins` is not touched."""
+    begin = tl.load(begins + row)
+    end = tl.load(length) + 1
+    size = tl.cdiv(tl.cdiv(end - begin, PARTS), BLOCK) * BLOCK
+    first = begin + part * size
+    return first, tl.minimum(first + size, end)
+
+
+@triton.jit
+def attention(
+    qkv,  # (M, (H + 2 G) D), query rotated
+    keys,  # (M, G, C, D)
+    values,
+    hidden,  # (M, C) int8, 1 on slots that the row must not see; with HIDES
+    scores,  # (M, H, C) float32, filled with WRITE; read as weights with READ
+    part_out,  # (M, H, P, D) float32
+    part_max,  # (M, H, P) float32
+    part_sum,
+    out,  # (M, H D), written where P = 1
+    begins,  # (M,) int32: the first real slot of each row
+    length,  # () int32: the last slot to be read
+    owners,  # (M,) int32: whose keys and values a row reads, with OWNED; else its own
+    scale,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    C,
+    PARTS: tl.constexpr,
+    HIDES: tl.constexpr,
+    WRITE: tl.constexpr,
+    READ: tl.constexpr,
+    MIX: tl.constexpr,
+    OWNED: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One query per row against its cache, in parts.
+
+    Plainly (MIX): softmax and values in one pass; with WRITE the scores (before the softmax) are kept. WRITE alone
+    computes scores only. READ and MIX take the weights from `scores` instead and only mix values.
+    """
+    row = tl.program_id(0)
+    group = tl.program_id(1)
+    part = tl.program_id(2)
+    share: tl.constexpr = H // G
+    h = tl.arange(0, BLOCK_H)
+    d = tl.arange(0, BLOCK_D)
+    s = tl.arange(0, BLOCK)
+    mine = h < share
+    heads = group * share + h
+    first, last = _span(begins, length, row, part, PARTS, BLOCK)
+    query = tl.load(
+        qkv + row * (H + 2 * G) * D + heads[:, None] * D + d[None, :],
+        mask=mine[:, None] & (d[None, :] < D),
+        other=0.0,
+    )
+    owner = row
+    if OWNED:
+        owner = tl.load(owners + row)
+    base = (owner * G + group).to(tl.int64) * C
+    top = tl.full((BLOCK_H,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_H,), tl.float32)
+    acc = tl.zeros((BLOCK_H, BLOCK_D), tl.float32)
+    for start in range(first, last, BLOCK):
+        slots = start + s
+        there = slots < last
+        places = (base + slots)[:, None] * D + d[None, :]
+        loaded = there[:, None] & (d[None, :] < D)
+        kept = scores + (row * H + heads[:, None]).to(tl.int64) * C + slots[None, :]
+        if READ:
+            weight = tl.load(kept, mask=mine[:, None] & there[None, :], other=0.0)
+        else:
+            key = tl.load(keys + places, mask=loaded, other=0.0)
+            score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+            seen = there
+            if HIDES:
+                seen &= tl.load(hidden + row * C + slots, mask=there, other=1) == 0
+            score = tl.where(seen[None, :], score, float("-inf"))
+            if WRITE:
+                tl.store(kept, score, mask=mine[:, None] & there[None, :])
+            if MIX:
+                new_top = tl.maximum(top, tl.max(score, 1))
+                # A part that sees nothing yet has no maximum to subtract.
+                safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+                weight = tl.exp(score - safe[:, None])
+                shrink = tl.exp(top - safe)
+                total = total * shrink + tl.sum(weight, 1)
+                acc *= shrink[:, None]
+                top = new_top
+        if MIX:
+            value = tl.load(values + places, mask=loaded, other=0.0)
+            acc = tl.dot(weight.to(value.dtype), value, acc, input_precision="ieee")
+    if MIX:
+        inside = mine[:, None] & (d[None, :] < D)
+        if PARTS == 1:
+            if not READ:
+                acc = acc / total[:, None]
+            places = out + row * H * D + heads[:, None] * D + d[None, :]
+            tl.store(places, acc.to(out.dtype.element_ty), mask=inside)
+        else:
+            at = (row * H + heads) * PARTS + part
+            tl.store(part_out + at[:, None] * D + d[None, :], acc, mask=inside)
+            if not READ:
+                tl.store(part_max + at, top, mask=mine)
+                tl.store(part_sum + at, total, mask=mine)
+
+
+@triton.jit
+def join_parts(
+    part_out,  # (M, H, P, D) float32
+    part_max,  # (M, H, P)
+    part_sum,
+    out,  # (M, H D)
+    D: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    READ: tl.constexpr,
+):
+    """The parts of one row and head into its output; with READ they only add up."""
+    at = tl.program_id(0)
+    p = tl.arange(0, BLOCK_P)
+    d = tl.arange(0, BLOCK_D)
+    inside = (p[:, None] < PARTS) & (d[None, :] < D)
+    acc = tl.load(part_out + (at * PARTS + p[:, None]) * D + d[None, :], mask=inside, other=0.0)
+    if READ:
+        value = tl.sum(acc, 0)
+    else:
+        top = tl.load(part_max + at * PARTS + p, mask=p < PARTS, other=float("-inf"))
+        scale = tl.exp(top - tl.max(top, 0))
+        total = tl.sum(tl.load(part_sum + at * PARTS + p, mask=p < PARTS, other=0.0) * scale, 0)
+        value = tl.sum(acc * scale[:, None], 0) / total
+    tl.store(out + at * D + d, value.to(out.dtype.element_ty), mask=d < D)

@@ -1,0 +1,228 @@
+"""Products of a decode step, each bound by the weights that it must read.
+
+A product reads each weight once and serves up to 64 rows from it. RMS normalisation is a gain, which whoever makes a
+row multiplies in, and one factor per row, which the next product applies at its end from sums of squares that come
+with the row; so no kernel passes over the hidden states for itself.
+
+Shapes: M rows (samples x branches), K and N features.
+"""
+
+# Triton reads the functions below as its own language, in which only compile-time constants are annotated.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def embed(tokens, embedding, gain, x, ready, squares, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Embeddings (M, K) of `tokens` (M,), made ready for the first normalised product."""
+    row = tl.program_id(0)
+    k = tl.arange(0, BLOCK_K)
+    token = tl.load(tokens + row).to(tl.int64)
+    value = tl.load(embedding + token * K + k, mask=k < K, other=0.0)
+    tl.store(x + row * K + k, value, mask=k < K)
+    wide = value.to(tl.float32)
+    scale = tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)
+    tl.store(ready + row * K + k, (wide * scale).to(ready.dtype.element_ty), mask=k < K)
+    tl.store(squares + row, tl.sum(wide * wide))
+
+
+@triton.jit
+def _norm_factors(squares, m, M, PARTS, K: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Reciprocal RMS of rows `m`, from the parts (PARTS, M) of their squares' sums."""
+    p = tl.arange(0, BLOCK_P)
+    inside = (p[:, None] < PARTS) & (m[None, :] < M)
+    parts = tl.load(squares + p[:, None] * M + m[None, :], mask=inside, other=0.0)
+    return tl.rsqrt(tl.sum(parts, 0) / K + EPS)
+
+
+@triton.jit
+def _weight_tile(weight, rows, columns, N, K: tl.constexpr, EVEN: tl.constexpr):
+    places = weight + rows[:, None].to(tl.int64) * K + columns[None, :]
+    if EVEN:
+        return tl.load(places, mask=rows[:, None] < N, other=0.0, eviction_policy="evict_first")
+    inside = (rows[:, None] < N) & (columns[None, :] < K)
+    return tl.load(places, mask=inside, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _input_tile(x, rows, columns, M, K: tl.constexpr):
+    inside = (rows[None, :] < M) & (columns[:, None] < K)
+    return tl.load(x + rows[None, :] * K + columns[:, None], mask=inside, other=0.0)
+
+
+@triton.jit
+def _sums(
+    x, weight, n, m, M, width, first, last, K: tl.constexpr, ONE: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """The product x @ weight.T over inputs [first, last) for outputs `n`, (BLOCK_N, BLOCK_M) float32.
+
+    A single row multiplies on the ordinary units, straight from memory to registers; more rows use the tensor cores,
+    with the weights as left operand.
+    """
+    k = tl.arange(0, BLOCK_K)
+    even: tl.constexpr = K % BLOCK_K == 0
+    if ONE:
+        wide = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        for start in range(first, last, BLOCK_K):
+            tile = _weight_tile(weight, n, start + k, width, K, even).to(tl.float32)
+            columns = (start + k)[None, :]
+            wide += tile * tl.load(x + columns, mask=columns < K, other=0.0).to(tl.float32)
+        acc = tl.where(m[None, :] == 0, tl.sum(wide, 1)[:, None], 0.0)
+    else:
+        acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        for start in range(first, last, BLOCK_K):
+            tile = _weight_tile(weight, n, start + k, width, K, even)
+            acc = tl.dot(tile, _input_tile(x, m, start + k, M, K), acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def product(
+    x,  # (M, K)
+    squares,  # (parts, M) sums of squares of the rows before their gain
+    parts,
+    first,  # (N0, K): up to three weights side by side, such as those of query, key and value
+    second,
+    third,
+    first_bias,
+    second_bias,
+    third_bias,
+    out,  # (M, N0 + N1 + N2)
+    M,
+    N0: tl.constexpr,
+    N1: tl.constexpr,
+    N2: tl.constexpr,
+    K: tl.constexpr,
+    EPS: tl.constexpr,
+    BIAS: tl.constexpr,
+    ONE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """The product out = norm(x) @ weight.T (+ bias); `x` already has the gain of the norm, its factor comes last."""
+    block = tl.program_id(0)
+    blocks0: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
+    blocks1: tl.constexpr = (N1 + BLOCK_N - 1) // BLOCK_N
+    weight, bias, width, begin = first, first_bias, N0, 0
+    if block >= blocks0 + blocks1:
+        weight, bias, width, begin = third, third_bias, N2, N0 + N1
+        block -= blocks0 + blocks1
+    elif block >= blocks0:
+        weight, bias, width, begin = second, second_bias, N1, N0
+        block -= blocks0
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    total: tl.constexpr = N0 + N1 + N2
+    acc = _sums(x, weight, n, m, M, width, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc *= _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
+    if BIAS:
+        acc += tl.load(bias + n, mask=n < width, other=0.0).to(tl.float32)[:, None]
+    inside = (m[None, :] < M) & (n[:, None] < width)
+    tl.store(out + m[None, :] * total + begin + n[:, None], acc.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def product_onto(
+    x,  # (M, K)
+    weight,  # (N, K)
+    stream,  # (M, N) the residual stream, added to in place
+    gain,  # (N,) of the norm that comes next
+    ready,  # (M, N) stream * gain
+    squares,  # (blocks of N, M) sums of squares of the new stream
+    pieces,  # (SPLIT, M, N) float32, with SPLIT > 1
+    arrivals,  # (blocks,) int32, zeros
+    M,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ONE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Add x @ weight.T to the stream, and make it ready for the normalised product that follows.
+
+    A narrow product has too few blocks of outputs to fill the device: then SPLIT programs share the inputs of one,
+    and the last to arrive adds up what they found, in fixed order.
+    """
+    block = tl.program_id(0)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = (m[None, :] < M) & (n[:, None] < N)
+    places = m[None, :] * N + n[:, None]
+    part = tl.program_id(2)
+    size: tl.constexpr = (K + SPLIT * BLOCK_K - 1) // (SPLIT * BLOCK_K) * BLOCK_K
+    first = part * size
+    acc = _sums(x, weight, n, m, M, N, first, tl.minimum(first + size, K), K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+    if SPLIT > 1:
+        tl.store(pieces + part * M * N + places, acc, mask=inside)
+        tl.debug_barrier()
+        arrival = arrivals + tl.program_id(1) * tl.num_programs(0) + block
+        if tl.atomic_add(arrival, 1, sem="acq_rel") == SPLIT - 1:
+            tl.store(arrival, 0)
+            acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+            for other in tl.static_range(SPLIT):
+                acc += tl.load(pieces + other * M * N + places, mask=inside, other=0.0, cache_modifier=".cg")
+            _add_to_stream(acc, n, m, inside, places, stream, gain, ready, squares, block, M, N)
+    else:
+        _add_to_stream(acc, n, m, inside, places, stream, gain, ready, squares, block, M, N)
+
+
+@triton.jit
+def _add_to_stream(acc, n, m, inside, places, stream, gain, ready, squares, block, M, N: tl.constexpr):
+    half = stream.dtype.element_ty
+    # Rounded where the modules round, so that both ways of computing agree as closely as they can.
+    new = (acc.to(half).to(tl.float32) + tl.load(stream + places, mask=inside, other=0.0).to(tl.float32)).to(half)
+    tl.store(stream + places, new, mask=inside)
+    wide = tl.where(inside, new.to(tl.float32), 0.0)
+    scale = tl.load(gain + n, mask=n < N, other=0.0).to(tl.float32)
+    tl.store(ready + places, (wide * scale[:, None]).to(half), mask=inside)
+    tl.store(squares + block * M + m, tl.sum(wide * wide, 0), mask=m < M)
+
+
+@triton.jit
+def gated_product(
+    x,  # (M, K)
+    squares,  # (parts, M)
+    parts,
+    gate,  # (N, K)
+    up,  # (N, K)
+    out,  # (M, N)
+    M,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    EPS: tl.constexpr,
+    ONE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """The MLP's inner values: silu(norm(x) @ gate.T) * (norm(x) @ up.T)."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if ONE:
+        gated = _sums(x, gate, n, m, M, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+        raised = _sums(x, up, n, m, M, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+    else:
+        k = tl.arange(0, BLOCK_K)
+        gated = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        raised = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        for start in range(0, K, BLOCK_K):
+            gate_tile = _weight_tile(gate, n, start + k, N, K, K % BLOCK_K == 0)
+            up_tile = _weight_tile(up, n, start + k, N, K, K % BLOCK_K == 0)
+            rows = _input_tile(x, m, start + k, M, K)
+            gated = tl.dot(gate_tile, rows, gated, input_precision="ieee")
+            raised = tl.dot(up_tile, rows, raised, input_precision="ieee")
+    factor = _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
+    half = out.dtype.element_ty
+    gated = (gated * factor).to(half).to(tl.float32)
+    raised = (raised * factor).to(half).to(tl.float32)
+    value = (gated * tl.sigmoid(gated)).to(half).to(tl.float32) * raised
+    inside = (m[None, :] < M) & (n[:, None] < N)
+    tl.store(out + m[None, :] * N + n[:, None], value.to(half), mask=inside)
