@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mmattn
-from mmattn.attention.compiling import uncompiled
+from mmattn.attention.compiling import compiling, uncompiled
 from mmattn.decoding import Boost
 from mmattn.decoding.fast import LANES
 from tests.stock import inputs_of, new_tokens
@@ -119,3 +119,12 @@ def test_a_captured_step_is_prepared_while_code_may_be_compiled(
     vlm = mmattn.wrap(*FAMILIES["llava"]())
     assert vlm.generate(pictures[0], "q", method=method, max_new_tokens=2)
     assert calls == [True]
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_written() -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    doubled = torch.compile(lambda x: 2 * x, backend=broken)
+    with compiling():
+        assert doubled(torch.ones(2)).tolist() == [2, 2]
