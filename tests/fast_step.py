@@ -29,6 +29,7 @@ STEPS = 1
 FULL = [
     (STRONG["vhr"] + "+" + STRONG["rbd"], None),
     (STRONG["act"] + "+" + STRONG["sid"], None),
+    (STRONG["var"] + "+" + STRONG["boost"], mmattn.Capture(device=None)),
     (STRONG["var"] + "+" + STRONG["pasta"] + "+dola(layers='2 0', norm=1, beta=0.001)", mmattn.Capture(device=None)),
 ]
 # What each of the three samples emphasises, where a method steers.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -103,3 +105,24 @@ def test_a_lane_is_freed_before_another_takes_its_place(monkeypatch: pytest.Monk
 def test_lanes_are_round_numbers() -> None:
     assert Size(5, 700, 65, 576).rounded() == Size(8, 768, 128, 576)
     assert Size(1, 1, 1).rounded() == Size(1, 256, 64, 0)
+
+
+def test_two_threads_never_get_the_same_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = adapter_for(*tiny_llava())
+
+    class Slow:
+        def __init__(self, *_: Any) -> None: ...
+
+        def fits(self, *_: Any) -> bool:
+            time.sleep(0.01)
+            return True
+
+    monkeypatch.setattr(Lanes, "usable", lambda *_: True)
+    monkeypatch.setattr("mmattn.decoding.fast.lane.Lane", Slow)
+    lanes = Lanes(room=2)
+    first = lanes.take(adapter, RULES, Size(1, 10, 5))
+    assert first is not None
+    lanes.give(adapter, first)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: lanes.take(adapter, RULES, Size(1, 10, 5)), range(2)))
+    assert found[0] is not found[1]

@@ -97,6 +97,8 @@ class Edit:
         every_row: edit every row of a call, those of image tokens and of words before them too, in samples with a
             picture.
         common: keep one memory for all layers in place of one for each, so that a layer may tell those above it.
+        by_layer: what it does hangs on the number of the layer, so that compiled code would be made for each: the
+            prompt's rows are edited by plain operations.
         tower: layers of the vision tower whose class token's attention `marks` wants; negative ones count from the end.
     """
 
@@ -106,6 +108,7 @@ class Edit:
     views: ClassVar[bool] = False
     every_row: ClassVar[bool] = False
     common: ClassVar[bool] = False
+    by_layer: ClassVar[bool] = False
     tower: ClassVar[tuple[int, ...]] = ()
 
     def wants(self, layer: int, depth: int) -> bool:  # noqa: ARG002

@@ -196,7 +196,8 @@ class _Switch:
 
     def set(self, name: str) -> None:
         configs = _REACHED.setdefault(self._model, {}).get(self._key)
-        if not configs:
+        mine = getattr(self._model.config, self._key) if self._key else self._model.config
+        if not configs or all(one is not mine for one in configs):  # the first time, or the model has another by now
             every = {id(one.config): one.config for one in self._model.modules() if isinstance(one, PreTrainedModel)}
             before = {key: one._attn_implementation for key, one in every.items()}
             # A dict leaves the vision tower and the top-level value alone.

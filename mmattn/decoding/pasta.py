@@ -90,6 +90,8 @@ class Weaken(Steer):
     amount: float
     heads: tuple[tuple[int, int], ...] | None
 
+    by_layer: ClassVar[bool] = True
+
     def wants(self, layer: int, depth: int) -> bool:
         return self.heads is None or bool(heads_of("PASTA", self.heads, layer, depth))
 

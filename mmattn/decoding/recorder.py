@@ -105,8 +105,6 @@ class Recorder:
             rows = rows[:, :, list(self._capture.heads)]
         rows = torch.nn.functional.pad(rows, (0, self.width - rows.shape[-1])).contiguous()
         self.take(step, rows)
-        if self._side is not None:
-            rows.record_stream(self._side)
 
     def take(self, step: int, rows: torch.Tensor, first: int = 0) -> torch.cuda.Event | None:
         """Keep `rows` (B, layers, heads, N), those of further layers where `first` is not 0, if they are wanted.
@@ -148,6 +146,7 @@ class Recorder:
                 mine.copy_(theirs, non_blocking=True)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
+        rows.record_stream(self._side)  # whose lane may be gone before the rows are
         return done
 
     def keep(self, rows: torch.Tensor, branches: int) -> None:
@@ -188,13 +187,18 @@ class Recorder:
         the host that takes longer than taking the rows.
         """
         parts, self._parts[sample] = self._parts[sample], []
+        mine: list[torch.Tensor] = []
+        for part in parts:  # not those that only longer answers of the batch have filled
+            if steps > 0 or not mine:
+                mine.append(part[:steps, ..., : self._counts[sample]])
+            steps -= len(mine[-1])
         order = sorted(self._layers)
-        return partial(_together, parts, steps, self._counts[sample], [order.index(layer) for layer in self._layers])
+        return partial(_together, mine, [order.index(layer) for layer in self._layers])
 
 
-def _together(parts: Sequence[torch.Tensor], steps: int, count: int, layers: Sequence[int]) -> torch.Tensor:
-    """(layers, heads, steps, N) in an order of layers, from parts (some steps, layers, heads, N or more)."""
+def _together(parts: Sequence[torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
+    """(layers, heads, steps, N) in an order of layers, from parts (some steps, layers, heads, N)."""
     if not parts:
         return torch.zeros(0, 0, 0, 0)
-    rows = torch.cat(list(parts))[:steps, ..., :count].permute(1, 2, 0, 3)
+    rows = torch.cat(list(parts)).permute(1, 2, 0, 3)
     return rows.contiguous() if sorted(layers) == list(layers) else rows[list(layers)].contiguous()

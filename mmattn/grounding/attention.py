@@ -49,10 +49,11 @@ class Attention:
     @property
     def weights(self) -> torch.Tensor:
         """(layers, heads, rows, image_tokens) float32; a row sums to its total share on the pictures (<= 1)."""
-        if not isinstance(self.held, torch.Tensor):
-            object.__setattr__(self, "held", self.held())  # what it was made of is freed
-        assert isinstance(self.held, torch.Tensor)
-        return self.held
+        held = self.held
+        if not isinstance(held, torch.Tensor):
+            held = held()
+            object.__setattr__(self, "held", held)  # what it was made of is freed
+        return held
 
     def grids(
         self, image: int = 0, layers: Selection = None, heads: Selection = None, rows: Selection = None

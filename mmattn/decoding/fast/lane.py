@@ -1,8 +1,9 @@
-"""Decoding on a GPU: one step, captured once as a CUDA graph and replayed for every token of every batch that fits."""
+"""Decoding on a GPU: one step, captured once as CUDA graphs and replayed for every token of every batch that fits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ Take = Callable[[int, torch.Tensor, int], torch.cuda.Event | None]
 
 
 class Lane:
-    """Buffers for at least `samples` samples of `slots` tokens, and the graph that works on them.
+    """Buffers for at least `samples` samples of `slots` tokens, and the graphs that work on them.
 
     Attributes:
         branches: rows of each sample.
@@ -109,7 +110,7 @@ class Lane:
     def prefill(self, adapter: Adapter, batch: Embedded, cache: SharedCache, session: Session) -> torch.Tensor:
         """`Adapter.decode` on prompts: hidden states (rows, D) of their last tokens."""
         added = adapter.added(batch.extra)
-        with compiling():
+        with compiling() if session.edits else nullcontext():
             return prefill(self._parts, adapter.attention_layers, batch, added, cache, session, self.rewriting)
 
     def padded(self, logits: torch.Tensor, early: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -82,17 +83,19 @@ class Lanes:
     def __init__(self, room: int = 2) -> None:
         self.room = room
         self._kept: weakref.WeakKeyDictionary[torch.nn.Module, list[Lane]] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
         self._refused: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
     def take(self, adapter: Adapter, rules: Rules, size: Size) -> Lane | None:
         """A lane for a batch, or None where there cannot be one; on a GPU that is told once per model."""
         if not self.usable(adapter):
             return None
-        kept = self._kept.setdefault(adapter.model, [])
-        found = next((one for one in kept if one.fits(rules, size)), None)
-        if found is not None:
-            kept.remove(found)
-            return found
+        with self._lock:
+            kept = self._kept.setdefault(adapter.model, [])
+            found = next((one for one in kept if one.fits(rules, size)), None)
+            if found is not None:
+                kept.remove(found)
+                return found
         try:
             # Triton comes with torch wherever there is a GPU; nobody else should wait for its import.
             from mmattn.decoding.fast.lane import Lane
@@ -114,9 +117,10 @@ class Lanes:
 
     def give(self, adapter: Adapter, lane: Lane) -> None:
         """Put a lane back, in front."""
-        kept = self._kept.setdefault(adapter.model, [])
-        kept.insert(0, lane)
-        del kept[self.room :]
+        with self._lock:
+            kept = self._kept.setdefault(adapter.model, [])
+            kept.insert(0, lane)
+            del kept[self.room :]
 
     def clear(self, adapter: Adapter) -> None:
         """Free what the lanes of a model hold."""

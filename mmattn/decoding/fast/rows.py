@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 import triton
 
-from mmattn.attention import Session, at_once, may_edit
+from mmattn.attention import Columns, Session, at_once, may_edit
 from mmattn.decoding.fast import kernels
 from mmattn.decoding.fast.parts import DecoderParts
 from mmattn.decoding.fast.rewriting import Rewriting, fill_places
@@ -46,25 +46,34 @@ class EditedRows:
         self._hidden = (mask == 0).to(torch.int8)
         self._places = torch.zeros(3, *mask.shape, dtype=torch.bool, device=mask.device)
         fill_places(self._places, columns)
-        edits = session.edits
-        rows = columns.rows
-        last = torch.full_like(rows[:, :1], width - 1)
-        if all(one.last_row for one in edits):
-            rows = last
-        mine = columns.eligible(rows)
-        if session.capture is not None:  # its row comes last, and is read whoever it belongs to
-            rows = torch.cat([rows, last], 1)
-            mine = torch.cat([mine, torch.zeros_like(mine[:, :1])], 1)
-        may = [may_edit(one, columns, session.branches, rows, width)[:, None, :, None] for one in edits]
+        last = torch.full_like(columns.rows[:, :1], width - 1)
         queries = len(mask) * width * parts.heads * parts.dim * parts.dtype.itemsize
-        portion = at_once(parts.heads * mask.numel(), queries)
-        self._portions = [
+        size = at_once(parts.heads * mask.numel(), queries)
+        self._every = self._portions(columns, columns.rows, columns.valid, size, last)
+        self._lone = self._portions(columns, last, columns.eligible(last), size)
+
+    def _portions(
+        self, columns: Columns, rows: torch.Tensor, mine: torch.Tensor, size: int, read: torch.Tensor | None = None
+    ) -> list[_Portion]:
+        """Of `rows` (B, R), `size` at a time; behind them come those that are only `read`, whoever they belong to."""
+        edits, names, width = self._session.edits, self._session.branches, self._width
+        may = [may_edit(one, columns, names, rows, width) for one in edits]
+        # A row of padding sees nothing: its weights are no numbers, and the fast kernel's stay.
+        shown = (self._hidden == 0).cumsum(-1) > 0
+        mine = mine & shown.gather(1, rows + shown.shape[1] - width)
+        if read is not None and self._session.capture is not None:
+            rows = torch.cat([rows, read], 1)
+            mine = torch.cat([mine, torch.zeros_like(read, dtype=torch.bool)], 1)
+            more = [may_edit(one, columns, names, read, width) for one in edits]
+            may = [torch.cat(pair, 1) for pair in zip(may, more, strict=True)]
+        cuts = [slice(start, start + size) for start in range(0, rows.shape[1], size)]
+        return [
             _Portion(
-                rows[:, start : start + portion].int().contiguous(),
-                mine[:, start : start + portion].to(torch.int8).contiguous(),
-                tuple(one[:, :, start : start + portion] for one in may),
+                rows[:, cut].int().contiguous(),
+                mine[:, cut].to(torch.int8).contiguous(),
+                tuple(one[:, None, cut, None] for one in may),
             )
-            for start in range(0, rows.shape[1], portion)
+            for cut in cuts
         ]
 
     @classmethod
@@ -72,7 +81,7 @@ class EditedRows:
         cls, parts: DecoderParts, session: Session, rewriting: Rewriting, mask: torch.Tensor, width: int
     ) -> Self | None:
         """Where all that is edited are rows of text after a picture, and all that is read are last rows."""
-        wide = any(one.views or one.every_row or one.rewrites_output for one in session.edits)
+        wide = any(one.views or one.every_row or one.rewrites_output or one.by_layer for one in session.edits)
         columns, asked = session.columns, session.capture
         if wide or not rewriting.layers or columns is None or columns.cross or (asked is not None and not asked.last):
             return None
@@ -89,12 +98,13 @@ class EditedRows:
         """
         session = self._session
         read = session.capture is not None and session.capture.wants(layer)
-        if layer not in self._rewriting.layers and not read:
+        work = [one for one in session.edits if one.rewrites_rows and one.wants(layer, session.depth)]
+        if not work and not read:
             return
         places = [edit.place(number, layer) for number, edit in enumerate(session.edits)]
         kept = [session.memory.setdefault(one, {}) for one in places]
         weights = states.new_empty(0)
-        for one in self._portions:
+        for one in self._lone if all(edit.last_row for edit in work) else self._every:
             samples, count = one.rows.shape
             sizes = (self._width, count, self._hidden.shape[1], keys.shape[2])
             scores = torch.empty(samples, self._cut["H"], count, sizes[2], device=qkv.device)
@@ -102,6 +112,9 @@ class EditedRows:
             kernels.row_scores[(*grid, -(-sizes[2] // BLOCK))](
                 qkv, keys, one.rows, self._hidden, scores, self._scale, *sizes, **self._cut
             )
+            if not work:  # only read
+                weights = scores.softmax(-1)
+                continue
             weights = self._rewriting.rewrite_rows(layer, scores, self._places, one.may, kept, states, session.branches)
             kernels.mix_rows[grid](weights, values, one.rows, one.mine, out, *sizes, **self._cut)
         if read:

@@ -67,9 +67,7 @@ def mix_rows(
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What chosen rows give, into `out` where they are `mine`; those that see nothing, so that their weights are no
-    numbers, keep what is there.
-    """
+    """What chosen rows give, into `out` where they are `mine`."""
     sample = (tl.program_id(0) // H).to(tl.int64)
     head = tl.program_id(0) % H
     r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -87,7 +85,7 @@ def mix_rows(
     row = tl.load(rows + sample * R + r, mask=r < R, other=0)
     wanted = tl.load(mine + sample * R + r, mask=r < R, other=0) != 0
     there = ((sample * T + row) * H + head)[:, None] * D + d[None, :]
-    tl.store(out + there, acc.to(out.dtype.element_ty), mask=wanted[:, None] & (d[None, :] < D) & (acc == acc))
+    tl.store(out + there, acc.to(out.dtype.element_ty), mask=wanted[:, None] & (d[None, :] < D))
 
 
 @triton.jit
