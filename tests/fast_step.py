@@ -5,20 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 
 import mmattn
 from mmattn.adapters import Sample, SharedCache, adapter_for
+from mmattn.attention import Edit, Site
+from mmattn.decoding import Boost
+from mmattn.decoding.boost import Bias
 from mmattn.decoding.fast import LANES
 from mmattn.decoding.fast import rows as fast_rows
 from mmattn.decoding.fast import step as fast
 from mmattn.decoding.fast.lane import Lane
 from mmattn.decoding.fast.parts import take_apart
 from mmattn.decoding.fast.reading import LastRows
+from mmattn.decoding.fast.rows import EditedRows
 from mmattn.decoding.fast.step import DecodeStep
 from tests.test_methods import STRONG
 from tests.tiny import FAMILIES
@@ -131,6 +136,55 @@ def generate(family: str, device: str, tokens: int) -> None:
     same_rows(found, expected, kept)
 
 
+def edits_in_a_prompt(family: str, device: str) -> None:
+    """Layers that are read, and not edited, give what they gave; no number that an edit spoils is passed over."""
+    model, processor = FAMILIES[family]()
+    vlm = mmattn.wrap(model.to(device), processor)
+    changed: dict[int, bool] = {}
+    apply = EditedRows.apply
+
+    def watched(self: EditedRows, layer: int, *given: torch.Tensor) -> None:
+        before = given[-1].clone()
+        apply(self, layer, *given)
+        changed[layer] = not torch.equal(before, given[-1])
+
+    EditedRows.apply = watched  # type: ignore[method-assign]
+    try:
+        settings: dict[str, Any] = {"max_new_tokens": 1, "capture": mmattn.Capture(device=None)}
+        vlm.generate(Image.effect_noise((56, 56), 80).convert("RGB"), "what is this?", method=Middle(9), **settings)
+        assert changed == {0: False, 1: True, 2: False}
+        with pytest.raises(mmattn.MmattnError, match="not numbers"):
+            vlm.generate(Image.effect_noise((56, 56), 80).convert("RGB"), "what?", method=Broken(9), max_new_tokens=1)
+    finally:
+        EditedRows.apply = apply  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class MiddleBias(Bias):
+    def wants(self, layer: int, depth: int) -> bool:
+        return layer == 1
+
+
+@dataclass(frozen=True)
+class Spoil(Edit):
+    def weights(self, weights: torch.Tensor, site: Site) -> torch.Tensor:
+        return weights * torch.nan
+
+
+class Middle(Boost):
+    """Edits one layer of three."""
+
+    def edits(self) -> tuple[Edit, ...]:
+        return (MiddleBias(self.strength),)
+
+
+class Broken(Boost):
+    """Gives weights that are no numbers."""
+
+    def edits(self) -> tuple[Edit, ...]:
+        return (Spoil(),)
+
+
 def same_rows(found: Sequence[mmattn.Generation], expected: Sequence[mmattn.Generation], capture: Any) -> None:
     """Whether the attention that was kept is the same."""
     for one, other in zip(found, expected, strict=True):
@@ -147,6 +201,7 @@ def main() -> None:
             table[rows] = replace(blocks, n=16, k=32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generate(sys.argv[1], device, 3 if device == "cpu" else 20)
+    edits_in_a_prompt(sys.argv[1], device)
     # A single row takes other kernels than several.
     for family, rows in [*((sys.argv[1], rows) for rows in (1, 2, 5)), *((family, 3) for family in sys.argv[1:])]:
         worst = compare(family, rows, device)

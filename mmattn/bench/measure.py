@@ -154,11 +154,11 @@ def _in_turns(adapter: Adapter, plans: dict[str, Plan], steps: int, repeats: int
             times = _once(plan, 1 + steps)
             if turn >= warm:
                 seen[name].append(times)
-    return {name: Times(_median(rows, 0), _median(rows, 1), peaks[name]) for name, rows in seen.items()}
-
-
-def _median(rows: Sequence[Times], which: int) -> float:
-    return statistics.median(float(row[which] or 0) for row in rows)
+    middle = statistics.median
+    return {
+        name: Times(middle(row.prefill for row in rows), middle(row.steps for row in rows), peaks[name])
+        for name, rows in seen.items()
+    }
 
 
 def _allocated() -> int:

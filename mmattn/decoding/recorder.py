@@ -188,10 +188,11 @@ class Recorder:
         """
         parts, self._parts[sample] = self._parts[sample], []
         mine: list[torch.Tensor] = []
-        for part in parts:  # not those that only longer answers of the batch have filled
-            if steps > 0 or not mine:
-                mine.append(part[:steps, ..., : self._counts[sample]])
-            steps -= len(mine[-1])
+        for part in parts:
+            if mine and steps <= 0:
+                break  # only longer answers of the batch have filled what follows
+            mine.append(part[:steps, ..., : self._counts[sample]])
+            steps -= len(part)
         order = sorted(self._layers)
         return partial(_together, mine, [order.index(layer) for layer in self._layers])
 

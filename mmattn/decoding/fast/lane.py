@@ -208,19 +208,20 @@ class Lane:
         self.progress.start([], torch.zeros(0, 0))
         stream = _stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with compiling(), torch.cuda.stream(stream):
+        with compiling():
+            with torch.cuda.stream(stream):
+                for piece in pieces:
+                    self._run(piece)  # compiles the kernels
+                self._step.length.zero_()
+                self.progress.start([], torch.zeros(0, 0))
+            torch.cuda.current_stream().wait_stream(stream)
+            pool = torch.cuda.graph_pool_handle()
             for piece in pieces:
-                self._run(piece)  # compiles the kernels
-            self._step.length.zero_()
-            self.progress.start([], torch.zeros(0, 0))
-        torch.cuda.current_stream().wait_stream(stream)
-        pool = torch.cuda.graph_pool_handle()
-        for piece in pieces:
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may go on using the device.
-            with compiling(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._run(piece)
-            self._graphs.append(graph)
+                graph = torch.cuda.CUDAGraph()
+                # Other threads may go on using the device.
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                    self._run(piece)
+                self._graphs.append(graph)
 
 
 def _at_once(layers: int, size: int) -> int:

@@ -36,7 +36,8 @@ def prefill(
     """Hidden states (B, hidden) of the last tokens; `cache` grows by all T.
 
     Args:
-        attention: the decoder's attention modules, which tell the attention function what `session` asks of a layer.
+        attention: the decoder's attention modules, by which the attention function knows what `session` asks of a
+            layer, where an `EditedRows` does not do that.
         added: what joins the stream after a layer.
         rewriting: the edits of `session`, for whatever can be done without its attention function.
     """

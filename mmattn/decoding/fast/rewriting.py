@@ -17,6 +17,7 @@ class Rewriting:
 
     Attributes:
         layers: those in which rows of attention are edited. remixed: those in which the heads' output is.
+        rewrite_rows: `_plain_rows`, compiled.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class Rewriting:
         cuda = device.type == "cuda"
         self._rewrite = torch.compile(self._plain) if cuda else self._plain
         self._remix = torch.compile(self._plain_output) if cuda else self._plain_output
-        self._rewrite_rows = torch.compile(self._plain_rows, dynamic=True) if cuda else self._plain_rows
+        # A function of its own, so that the step's code is compiled for its sizes alone.
+        self.rewrite_rows = torch.compile(self._plain_rows, dynamic=True) if cuda else self._plain_rows
 
     def knows(self, memory: Memory) -> bool:
         """Whether there are buffers for all that the edits kept."""
@@ -76,27 +78,6 @@ class Rewriting:
     def rewrite(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
         """The weights that `layer`'s edits make of its scores (M, H, 1, C)."""
         return self._rewrite(layer, scores, self._places, self._kept(layer))
-
-    def rewrite_rows(
-        self,
-        layer: int,
-        scores: torch.Tensor,
-        places: torch.Tensor,
-        may: Sequence[torch.Tensor],
-        kept: list[dict[str, torch.Tensor]],
-        states: torch.Tensor,
-        names: tuple[str, ...],
-    ) -> torch.Tensor:
-        """The weights (B, H, R, S) that `layer`'s edits make of prompts' rows of scores, of that shape.
-
-        Args:
-            places: (3, B, S) bool, keys that hold image tokens, the user's words, and what is marked.
-            may: for each edit, which rows it may change, (B, 1, R, 1) bool.
-            kept: for each edit, what it keeps of the layer.
-            states: (B, T, D) hidden states that enter the layer.
-            names: the branches, which may be more than are decoded.
-        """
-        return self._rewrite_rows(layer, scores, places, may, kept, states, names).contiguous()
 
     def remix(self, layer: int, output: torch.Tensor) -> torch.Tensor:
         """What `layer`'s edits make of its heads' output (M, 1, H, D)."""
@@ -143,6 +124,15 @@ class Rewriting:
         states: torch.Tensor,
         names: tuple[str, ...],
     ) -> torch.Tensor:
+        """The weights (B, H, R, S) that `layer`'s edits make of prompts' rows of scores, of that shape.
+
+        Args:
+            places: (3, B, S) bool, keys that hold image tokens, the user's words, and what is marked.
+            may: for each edit, which rows it may change, (B, 1, R, 1) bool.
+            kept: for each edit, what it keeps of the layer.
+            states: (B, T, D) hidden states that enter the layer.
+            names: the branches, which may be more than are decoded.
+        """
         sites = self._sites(layer, places, kept, names, states)
         return rewritten(scores, [(edit, site, may[number]) for number, edit, site in sites])
 

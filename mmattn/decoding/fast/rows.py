@@ -8,12 +8,13 @@ Shapes: B rows of T tokens, R of them to be edited, S keys, H query heads, G key
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 import triton
 
-from mmattn.attention import Columns, Session, at_once, may_edit
+from mmattn.attention import Session, at_once, may_edit
 from mmattn.decoding.fast import kernels
 from mmattn.decoding.fast.parts import DecoderParts
 from mmattn.decoding.fast.rewriting import Rewriting, fill_places
@@ -46,26 +47,37 @@ class EditedRows:
         self._hidden = (mask == 0).to(torch.int8)
         self._places = torch.zeros(3, *mask.shape, dtype=torch.bool, device=mask.device)
         fill_places(self._places, columns)
-        last = torch.full_like(columns.rows[:, :1], width - 1)
+        self._columns = columns
         queries = len(mask) * width * parts.heads * parts.dim * parts.dtype.itemsize
-        size = at_once(parts.heads * mask.numel(), queries)
-        self._every = self._portions(columns, columns.rows, columns.valid, size, last)
-        self._lone = self._portions(columns, last, columns.eligible(last), size)
+        self._size = at_once(parts.heads * mask.numel(), queries)
 
-    def _portions(
-        self, columns: Columns, rows: torch.Tensor, mine: torch.Tensor, size: int, read: torch.Tensor | None = None
-    ) -> list[_Portion]:
-        """Of `rows` (B, R), `size` at a time; behind them come those that are only `read`, whoever they belong to."""
-        edits, names, width = self._session.edits, self._session.branches, self._width
-        may = [may_edit(one, columns, names, rows, width) for one in edits]
+    @cached_property
+    def _every(self) -> list[_Portion]:
+        """All rows that may be edited; behind them the last one, where it is read, whoever it belongs to."""
+        every = self._choice(self._columns.rows)
+        if self._session.capture is not None:
+            rows, mine, *may = self._choice(self._last_row())
+            every = [torch.cat(pair, 1) for pair in zip(every, (rows, torch.zeros_like(mine), *may), strict=True)]
+        return self._portions(*every)
+
+    @cached_property
+    def _lone(self) -> list[_Portion]:
+        """The last row alone."""
+        return self._portions(*self._choice(self._last_row()))
+
+    def _last_row(self) -> torch.Tensor:
+        return torch.full_like(self._columns.rows[:, :1], self._width - 1)
+
+    def _choice(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """`rows` (B, R), which of them are written, and which of them each edit may change, (B, R) bool."""
+        columns, names, width = self._columns, self._session.branches, self._width
         # A row of padding sees nothing: its weights are no numbers, and the fast kernel's stay.
         shown = (self._hidden == 0).cumsum(-1) > 0
-        mine = mine & shown.gather(1, rows + shown.shape[1] - width)
-        if read is not None and self._session.capture is not None:
-            rows = torch.cat([rows, read], 1)
-            mine = torch.cat([mine, torch.zeros_like(read, dtype=torch.bool)], 1)
-            more = [may_edit(one, columns, names, read, width) for one in edits]
-            may = [torch.cat(pair, 1) for pair in zip(may, more, strict=True)]
+        mine = columns.eligible(rows) & shown.gather(1, rows + shown.shape[1] - width)
+        return [rows, mine, *(may_edit(one, columns, names, rows, width) for one in self._session.edits)]
+
+    def _portions(self, rows: torch.Tensor, mine: torch.Tensor, *may: torch.Tensor) -> list[_Portion]:
+        size = self._size
         cuts = [slice(start, start + size) for start in range(0, rows.shape[1], size)]
         return [
             _Portion(
@@ -115,7 +127,9 @@ class EditedRows:
             if not work:  # only read
                 weights = scores.softmax(-1)
                 continue
-            weights = self._rewriting.rewrite_rows(layer, scores, self._places, one.may, kept, states, session.branches)
+            names = session.branches
+            weights = self._rewriting.rewrite_rows(layer, scores, self._places, one.may, kept, states, names)
+            weights = weights.contiguous()
             kernels.mix_rows[grid](weights, values, one.rows, one.mine, out, *sizes, **self._cut)
         if read:
             self._last[layer] = weights[:, :, -1:].clone()
