@@ -118,10 +118,11 @@ def step_of(parts: DecoderParts, rows: int, used: int, slots: int, **options: An
 def products(step: fast.DecodeStep) -> dict[str, tuple[Callable[[], Any], int]]:
     """Each kind of product over all layers, and the bytes of its weights."""
     layers, pieces = step.parts.layers, step._blocks
+    first, depth = layers[0], len(layers)
 
     def qkv() -> None:
-        for one in layers:
-            step._product((one.query.weight, one.key.weight, one.value.weight), step._qkv, pieces)
+        for index in range(depth):
+            step._project(index, pieces)
 
     def output() -> None:
         for one in layers:
@@ -135,7 +136,6 @@ def products(step: fast.DecodeStep) -> dict[str, tuple[Callable[[], Any], int]]:
         for one in layers:
             step._onto_stream(step._inner, one.down, one.mlp_gain)
 
-    first, depth = layers[0], len(layers)
     bytes_of = {
         "qkv": 3 * first.query.weight.nbytes, "output": first.output.nbytes, "gated": 2 * first.gate.nbytes,
         "down": first.down.nbytes,

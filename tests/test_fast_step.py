@@ -38,7 +38,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Completed
 def test_steps_and_answers_equal_those_of_the_modules(done: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     process, _ = done
     assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stdout.count("rows") == 3 + len(FAMILIES)
+    assert process.stdout.count("rows") == 2 + 2 * (len(FAMILIES) + 1)
 
 
 def test_kernels_can_be_compiled_as_they_were_launched(
@@ -48,7 +48,7 @@ def test_kernels_can_be_compiled_as_they_were_launched(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(path.parent))
     ways = json.loads(path.read_text(encoding="utf-8"))
     assert {one["kernel"] for one in ways} == {
-        "embed", "product", "product_onto", "gated_product", "rotate_and_store", "attention", "join_parts", "keep_rows",
-        "row_scores", "mix_rows",
+        "embed", "product", "project", "product_onto", "gated_product", "rotate_and_store", "attention", "join_parts",
+        "keep_rows", "row_scores", "mix_rows",
     }  # fmt: skip
     assert all(compiled(one) for one in ways)

@@ -78,6 +78,7 @@ def tiny_llava(
     seed: int = 1,
     template: str | None = TEMPLATE,
     spread: float = 0.25,
+    head_dim: int = 12,
 ) -> tuple[LlavaForConditionalGeneration, Any]:
     """A LLaVA of a few thousand weights; a large `spread` of the initial weights makes its attention uneven."""
     torch.manual_seed(seed)
@@ -92,6 +93,7 @@ def tiny_llava(
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=kv_heads,
+        head_dim=head_dim,
         max_position_embeddings=2048,
         bos_token_id=1,
         eos_token_id=2,

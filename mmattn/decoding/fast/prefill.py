@@ -58,19 +58,18 @@ def prefill(
     for index, (layer, module) in enumerate(zip(parts.layers, attention, strict=True)):
         session.enters(index, stream.view(rows, width, hidden))
         _project(layer, functional.rms_norm(stream, (hidden,), layer.attention_gain, parts.eps), qkv)
-        normed = layer.query_gain is not None
+        normed, last = layer.query_gain is not None, reader.last(index) if reader else None
         kernels.rotate_and_store[(triton.cdiv(count, TOKENS), parts.heads + 2 * parts.groups)](
             qkv, *turns, layer.query_gain if normed else places, layer.key_gain if normed else places, keys[index],
-            values[index], places, begin, count, width, H=parts.heads, G=parts.groups, D=parts.dim, C=keys.shape[3],
-            EPS=parts.eps, QK_NORM=normed, BLOCK_D=triton.next_power_of_2(parts.dim // 2), BLOCK_M=TOKENS,
+            values[index], places if last is None else last, places, begin, count, width, H=parts.heads,
+            G=parts.groups, D=parts.dim, C=keys.shape[3], EPS=parts.eps, QK_NORM=normed, LAST=last is not None,
+            BLOCK_D=triton.next_power_of_2(parts.dim // 2), BLOCK_M=TOKENS,
         )  # fmt: skip
         key, value = keys[index, :, :, :total], values[index, :, :, :total]
         attend = sdpa_attention_forward if editor else attention_forward
         mixed, _ = attend(module, query, key, value, mask, scaling=parts.scale)
         if editor:
             editor.apply(index, qkv, keys[index], values[index], stream.view(rows, width, hidden), mixed)
-        if reader:
-            reader.take(index, qkv.view(rows, width, -1)[:, -1])
         stream.addmm_(mixed.reshape(count, -1), layer.output.T)
         ready = functional.rms_norm(stream, (hidden,), layer.mlp_gain, parts.eps)
         inner = functional.silu(functional.linear(ready, layer.gate), inplace=True)

@@ -1,6 +1,7 @@
 """Attention of prompts' last rows, read by the decode step's kernels when a prefill has run.
 
-Shapes: B rows, L layers that are read, W = (H + 2 G) D features of a query, key and value side by side.
+Shapes: B rows, L layers that are read, W = (H + 2 G) D features of a query, key and value side by side
+(of which the last two stay empty here).
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ class LastRows:
             return None
         return cls(parts, asked, mask)
 
-    def take(self, layer: int, last: torch.Tensor) -> None:
-        """`last` (B, W): the last tokens' query, key and value in a layer, rotated."""
-        if layer in self._entry:
-            self._queries[self._entry[layer]] = last
+    def last(self, layer: int) -> torch.Tensor | None:
+        """Where a layer's last queries, rotated, are to be written: (B, W); None if it is not read."""
+        entry = self._entry.get(layer)
+        return None if entry is None else self._queries[entry]
 
     def read(self, keys: torch.Tensor) -> None:
         """From the keys (all layers, B, G, C, D), which may be part of a longer batch's."""

@@ -38,11 +38,11 @@ PRODUCT = {
     1: Blocks(1, 2, 2048, 8, 1),
     16: Blocks(16, 64, 128, 4, 4),
     32: Blocks(32, 64, 128, 4, 4),
-    64: Blocks(64, 64, 64, 4, 5),
+    64: Blocks(64, 64, 128, 4, 3),
 }
 GATED = {
     1: Blocks(1, 2, 2048, 8, 1),
-    16: Blocks(16, 128, 64, 8, 5),
+    16: Blocks(16, 128, 128, 8, 3),
     32: Blocks(32, 128, 64, 8, 4),
     64: Blocks(64, 128, 64, 4, 4),
 }
@@ -53,6 +53,10 @@ ONTO = {
     32: Blocks(32, 64, 128, 4, 5, split=2),
     64: Blocks(64, 64, 128, 4, 5, split=2),
 }
+# Rows of which one program rotates one head.
+ROTATED = 4
+# Shared memory of one program of `attention`, at the blocks of `attention_blocks`, in bytes.
+ATTENTION_MEMORY = 75_000
 
 
 def _fitted(table: dict[int, Blocks], rows: int, inputs: int, itemsize: int) -> Blocks:
@@ -164,10 +168,8 @@ class DecodeStep:
             pieces = self._blocks if index else 1  # in which the sums of squares come
             if index in self._exits:
                 self.left[:, self._exits[index]] = self._stream
-            three = (layer.query, layer.key, layer.value)
-            biases = tuple(one.bias for one in three if one.bias is not None)
-            self._product(tuple(one.weight for one in three), self._qkv, pieces, biases)
-            self._attend(index, layer)
+            self._project(index, pieces)
+            self._attend(index)
             if self.remix is not None and index in self.remixed:
                 heads = self._mixed.view(self.rows, 1, parts.heads, parts.dim)
                 heads.copy_(self.remix(index, heads))
@@ -177,7 +179,7 @@ class DecodeStep:
 
     def end(self) -> None:
         """After the last piece: `logits`, and one slot further."""
-        self._product((self.parts.head,), self.logits, self._blocks)
+        self._read_out()
         self.length += 1
         self.positions += 1
 
@@ -187,15 +189,35 @@ class DecodeStep:
         """
         keep_rows(self.scores, self._final[number], heads, columns, out, self.begins, self.length)
 
-    def _attend(self, index: int, layer: LayerParts) -> None:
-        parts, keys, values = self.parts, self.keys[index], self.values[index]
+    def _project(self, index: int, pieces: int) -> None:
+        """Query of a layer, rotated; key and value into the cache."""
+        parts, layer = self.parts, self.parts.layers[index]
+        blocks = _fitted(PRODUCT, self.rows, parts.hidden, self._stream.element_size())
+        three = (layer.query, layer.key, layer.value)
+        biases = [self._none if one.bias is None else one.bias for one in three]
         gains = (layer.query_gain, layer.key_gain)
-        kernels.rotate_and_store[(self.rows, parts.heads + 2 * parts.groups)](
-            self._qkv, self._cosines, self._sines, *(self._none if one is None else one for one in gains), keys, values,
-            self.positions, self.length, self.rows, 1,
-            H=parts.heads, G=parts.groups, D=parts.dim, C=self.slots, EPS=parts.eps, QK_NORM=gains[0] is not None,
-            BLOCK_D=triton.next_power_of_2(parts.dim // 2), BLOCK_M=1, num_warps=1,
+        # A norm of query and key needs whole heads: then it rotates, too.
+        normed = gains[0] is not None
+        rotate = not normed and parts.dim % blocks.n == 0
+        sizes = (parts.heads * parts.dim, *[parts.groups * parts.dim] * 2)
+        kernels.project[self._grid(blocks, *sizes)](
+            self._ready, self._squares, pieces, *(one.weight for one in three), *biases, self._qkv, self.keys[index],
+            self.values[index], self.positions, self._cosines, self._sines, self.length, self.rows, self.slots,
+            H=parts.heads, G=parts.groups, D=parts.dim, K=parts.hidden, EPS=parts.eps,
+            BIAS=layer.query.bias is not None, ROTATE=rotate, ONE=self.rows == 1, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
+            BLOCK_K=blocks.k, BLOCK_P=triton.next_power_of_2(pieces), num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
+        if rotate:
+            return
+        kernels.rotate_and_store[(triton.cdiv(self.rows, ROTATED), parts.heads + 2 * parts.groups)](
+            self._qkv, self._cosines, self._sines, *(self._none if one is None else one for one in gains),
+            self.keys[index], self.values[index], self._none, self.positions, self.length, self.rows, 1,
+            H=parts.heads, G=parts.groups, D=parts.dim, C=self.slots, EPS=parts.eps, QK_NORM=normed, LAST=False,
+            BLOCK_D=triton.next_power_of_2(parts.dim // 2), BLOCK_M=ROTATED, num_warps=1,
+        )  # fmt: skip
+
+    def _attend(self, index: int) -> None:
+        keys, values = self.keys[index], self.values[index]
         place = self._place.get(index)
         if index not in self.rewritten:
             scores = self._none if place is None else self.scores[place]
@@ -233,22 +255,12 @@ class DecodeStep:
                 num_warps=1,
             )  # fmt: skip
 
-    def _product(
-        self,
-        weights: tuple[torch.Tensor, ...],
-        out: torch.Tensor,
-        pieces: int,
-        biases: tuple[torch.Tensor, ...] = (),
-    ) -> None:
-        """Of the normalised stream with up to three weights, side by side."""
-        inputs = self.parts.hidden
-        blocks = _fitted(PRODUCT, self.rows, inputs, self._stream.element_size())
-        sizes = [len(one) for one in weights] + [0] * (3 - len(weights))
-        three = [*weights, *weights[:1] * (3 - len(weights))]
-        shifts = list(biases) or [self._none] * 3
-        kernels.product[self._grid(blocks, *sizes)](
-            self._ready, self._squares, pieces, *three, *shifts, out, self.rows, *sizes, inputs, self.parts.eps,
-            bool(biases), self.rows == 1, blocks.m, blocks.n, blocks.k, triton.next_power_of_2(pieces),
+    def _read_out(self) -> None:
+        parts, head = self.parts, self.parts.head
+        blocks = _fitted(PRODUCT, self.rows, parts.hidden, self._stream.element_size())
+        kernels.product[self._grid(blocks, len(head))](
+            self._ready, self._squares, self._blocks, head, self.logits, self.rows, len(head), parts.hidden, parts.eps,
+            self.rows == 1, blocks.m, blocks.n, blocks.k, triton.next_power_of_2(self._blocks),
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
 
@@ -307,11 +319,15 @@ def keep_rows(
 
 
 def _splits(programs: int, slots: int, device: torch.device) -> int:
-    """Parts of a row's keys, so that a small batch, too, keeps every multiprocessor busy."""
+    """Parts of a row's keys, so that a small batch, too, keeps the device busy: as many as run there at once.
+
+    One more would make some wait for the others, with the memory bus half idle.
+    """
     if device.type != "cuda":
         return 2
-    wanted: int = 2 * torch.cuda.get_device_properties(device).multi_processor_count
-    return max(1, min(-(-wanted // programs), -(-slots // 64), 32))
+    chip = torch.cuda.get_device_properties(device)
+    at_once = chip.multi_processor_count * max(1, chip.shared_memory_per_multiprocessor // ATTENTION_MEMORY)
+    return max(1, min(at_once // programs, -(-slots // 64), 32))
 
 
 def _rotations(parts: DecoderParts, last: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,10 +4,10 @@ Everything that a step changes lies on the device (`length`, `positions`), so th
 """
 
 from mmattn.decoding.fast.kernels.attending import attention, join_parts, rotate_and_store
-from mmattn.decoding.fast.kernels.products import embed, gated_product, product, product_onto
+from mmattn.decoding.fast.kernels.products import embed, gated_product, product, product_onto, project
 from mmattn.decoding.fast.kernels.rows import keep_rows, mix_rows, row_scores
 
 __all__ = [
-    "attention", "embed", "gated_product", "join_parts", "keep_rows", "mix_rows", "product", "product_onto",
+    "attention", "embed", "gated_product", "join_parts", "keep_rows", "mix_rows", "product", "product_onto", "project",
     "rotate_and_store", "row_scores",
 ]  # fmt: skip

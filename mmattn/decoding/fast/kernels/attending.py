@@ -20,6 +20,7 @@ def rotate_and_store(
     key_gain,
     keys,  # (M / T, G, C, D)
     values,
+    last,  # (M / T, (H + 2 G) D), with LAST: gets the query of each sequence's last token
     positions,  # (M,) int32
     length,  # () int32: where the first new token goes
     M,
@@ -30,6 +31,7 @@ def rotate_and_store(
     C,
     EPS: tl.constexpr,
     QK_NORM: tl.constexpr,
+    LAST: tl.constexpr,
     BLOCK_D: tl.constexpr,  # at least D / 2
     BLOCK_M: tl.constexpr,
 ):
@@ -64,6 +66,11 @@ def rotate_and_store(
         if head < H:
             tl.store(here, new_low.to(qkv.dtype.element_ty), mask=inside)
             tl.store(here + half, new_high.to(qkv.dtype.element_ty), mask=inside)
+            if LAST:
+                there = last + sequence[:, None] * ((H + 2 * G) * D) + head * D + d
+                ends = inside & (row % T == T - 1)[:, None]
+                tl.store(there, new_low.to(last.dtype.element_ty), mask=ends)
+                tl.store(there + half, new_high.to(last.dtype.element_ty), mask=ends)
         else:
             there = keys + ((sequence * G + head - H) * C + slot)[:, None] * D + d
             tl.store(there, new_low.to(keys.dtype.element_ty), mask=inside)

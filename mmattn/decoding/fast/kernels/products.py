@@ -84,46 +84,111 @@ def product(
     x,  # (M, K)
     squares,  # (parts, M) sums of squares of the rows before their gain
     parts,
-    first,  # (N0, K): up to three weights side by side, such as those of query, key and value
-    second,
-    third,
-    first_bias,
-    second_bias,
-    third_bias,
-    out,  # (M, N0 + N1 + N2)
+    weight,  # (N, K)
+    out,  # (M, N)
     M,
-    N0: tl.constexpr,
-    N1: tl.constexpr,
-    N2: tl.constexpr,
+    N: tl.constexpr,
     K: tl.constexpr,
     EPS: tl.constexpr,
-    BIAS: tl.constexpr,
     ONE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """The product out = norm(x) @ weight.T (+ bias); `x` already has the gain of the norm, its factor comes last."""
-    block = tl.program_id(0)
-    blocks0: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
-    blocks1: tl.constexpr = (N1 + BLOCK_N - 1) // BLOCK_N
-    weight, bias, width, begin = first, first_bias, N0, 0
-    if block >= blocks0 + blocks1:
-        weight, bias, width, begin = third, third_bias, N2, N0 + N1
-        block -= blocks0 + blocks1
-    elif block >= blocks0:
-        weight, bias, width, begin = second, second_bias, N1, N0
-        block -= blocks0
-    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    """The product out = norm(x) @ weight.T; `x` already has the gain of the norm, its factor comes last."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    total: tl.constexpr = N0 + N1 + N2
+    acc = _sums(x, weight, n, m, M, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc *= _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
+    tl.store(out + m[None, :] * N + n[:, None], acc.to(out.dtype.element_ty), mask=(m[None, :] < M) & (n[:, None] < N))
+
+
+@triton.jit
+def project(
+    x,  # (M, K)
+    squares,  # (parts, M)
+    parts,
+    first,  # (H D, K): the weights of query, key and value
+    second,  # (G D, K)
+    third,
+    first_bias,
+    second_bias,
+    third_bias,
+    out,  # (M, (H + 2 G) D)
+    keys,  # (M, G, C, D)
+    values,
+    positions,  # (M,) int32
+    cosines,  # (positions, D)
+    sines,
+    length,  # () int32: where the new token goes
+    M,
+    C,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    K: tl.constexpr,
+    EPS: tl.constexpr,
+    BIAS: tl.constexpr,
+    ROTATE: tl.constexpr,
+    ONE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Query, key and value: norm(x) @ weight.T (+ bias) into `out`.
+
+    With ROTATE the query is rotated there, and the rotated key and the value go into the cache instead. A block then
+    has as many outputs of a head's lower half as of its upper one, which rotation mixes; D is a multiple of BLOCK_N.
+    """
+    block = tl.program_id(0)
+    blocks: tl.constexpr = (H * D + BLOCK_N - 1) // BLOCK_N
+    fewer: tl.constexpr = (G * D + BLOCK_N - 1) // BLOCK_N
+    weight, bias, width, begin = first, first_bias, H * D, 0
+    target, apart, between, slot = out, (H + 2 * G) * D, D, 0
+    turns = block < blocks + fewer
+    if block >= blocks:
+        target, between, slot = keys, C * D, tl.load(length)
+        apart = G * between
+        weight, bias, width, begin = second, second_bias, G * D, H * D
+        if block >= blocks + fewer:
+            target, weight, bias, begin = values, third, third_bias, (H + G) * D
+            block -= fewer
+        block -= blocks
+    i = tl.arange(0, BLOCK_N)
+    n = block * BLOCK_N + i
+    if ROTATE:
+        half: tl.constexpr = BLOCK_N // 2
+        inner = block % (D // BLOCK_N) * half
+        n = block // (D // BLOCK_N) * D + i // half * (D // 2) + inner + i % half
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     acc = _sums(x, weight, n, m, M, width, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
     acc *= _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
     if BIAS:
         acc += tl.load(bias + n, mask=n < width, other=0.0).to(tl.float32)[:, None]
-    inside = (m[None, :] < M) & (n[:, None] < width)
-    tl.store(out + m[None, :] * total + begin + n[:, None], acc.to(out.dtype.element_ty), mask=inside)
+    done = acc.to(out.dtype.element_ty)
+    if ROTATE:
+        pairs = tl.permute(tl.reshape(done.to(tl.float32), (2, half, BLOCK_M)), (1, 2, 0))
+        low, high = tl.split(pairs)
+        d = inner + tl.arange(0, half)
+        inside = (m < M)[None, :] & (d[:, None] < D // 2)
+        if turns:
+            at = tl.load(positions + m, mask=m < M, other=0)[None, :] * D + d[:, None]
+            cosine = tl.load(cosines + at, mask=inside, other=0.0).to(tl.float32)
+            sine = tl.load(sines + at, mask=inside, other=0.0).to(tl.float32)
+            upper_cosine = tl.load(cosines + at + D // 2, mask=inside, other=0.0).to(tl.float32)
+            upper_sine = tl.load(sines + at + D // 2, mask=inside, other=0.0).to(tl.float32)
+            new = low * cosine - high * sine
+            high = high * upper_cosine + low * upper_sine
+            low = new
+        head = block // (D // BLOCK_N)
+        there = m[None, :].to(tl.int64) * apart + head * between + slot * D + d[:, None]
+        tl.store(target + there, low.to(done.dtype), mask=inside)
+        tl.store(target + there + D // 2, high.to(done.dtype), mask=inside)
+    else:
+        inside = (m[None, :] < M) & (n[:, None] < width)
+        tl.store(out + m[None, :] * ((H + 2 * G) * D) + begin + n[:, None], done, mask=inside)
 
 
 @triton.jit
