@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch import nn
 
 import mmattn
 from mmattn.adapters import adapter_for
+from mmattn.decoding.engine import current
 from mmattn.decoding.fast import LANES, Lanes, Rules, Size
 from mmattn.decoding.fast.parts import NotFastError, take_apart
 from mmattn.decoding.method import Method
@@ -126,3 +129,31 @@ def test_two_threads_never_get_the_same_lane(monkeypatch: pytest.MonkeyPatch) ->
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: lanes.take(adapter, RULES, Size(1, 10, 5)), range(2)))
     assert found[0] is not found[1]
+
+
+def test_our_kernels_run_on_the_models_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[torch.device] = []
+
+    def device(chosen: torch.device) -> Any:
+        entered.append(chosen)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    for name in ("cuda:1", "cpu"):
+        with current(torch.device(name)):
+            pass
+    assert entered == [torch.device("cuda:1")]
+
+
+@pytest.mark.parametrize(
+    ("programs", "slots", "parts"), [(32, 704, 11), (64, 704, 6), (256, 3072, 1), (2048, 704, 1), (4, 1472, 23)]
+)
+def test_attention_is_split_into_what_runs_at_once(
+    programs: int, slots: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    from mmattn.decoding.fast.step import splits
+
+    chip = SimpleNamespace(multi_processor_count=132, shared_memory_per_multiprocessor=233_472)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: chip)
+    assert splits(programs, slots, torch.device("cuda")) == parts

@@ -6,6 +6,7 @@ B samples, K branches of the method, V vocabulary; rows are ordered sample by sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -86,7 +87,8 @@ def run(
         rooms = [one.room for one in mine]
         listener = Listener(on_token, chunk, rooms, options.stop_ids, on_prefill)
         try:
-            answers = _decode_batch(adapter, mine, options, features, listener)
+            with current(adapter.device):
+                answers = _decode_batch(adapter, mine, options, features, listener)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -102,6 +104,11 @@ def run(
         done.update(zip(chunk, answers, strict=True))
         on_done(len(chunk))
     return [done[index] for index in range(len(requests))]
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """In it, kernels of our own run on `device`; torch's find their way by themselves."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _order(requests: Sequence[Request]) -> list[int]:

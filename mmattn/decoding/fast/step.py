@@ -124,7 +124,7 @@ class DecodeStep:
         self._arrivals = torch.zeros(self._blocks * triton.cdiv(rows, blocks.m), dtype=torch.int32, device=device)
         self._squares = torch.empty(self._blocks, rows, device=device)
         self.logits = torch.empty(rows, len(parts.head), device=device, dtype=torch.float32)
-        self._splits = _splits(rows * groups, slots, device)
+        self._splits = splits(rows * groups, slots, device)
         lines = rows * parts.heads * self._splits
         self._part_out = torch.empty(lines, dim, device=device)
         self._part_max, self._part_sum = (torch.empty(lines, device=device) for _ in range(2))
@@ -318,7 +318,7 @@ def keep_rows(
     )  # fmt: skip
 
 
-def _splits(programs: int, slots: int, device: torch.device) -> int:
+def splits(programs: int, slots: int, device: torch.device) -> int:
     """Parts of a row's keys, so that a small batch, too, keeps the device busy: as many as run there at once.
 
     One more would make some wait for the others, with the memory bus half idle.
@@ -326,8 +326,10 @@ def _splits(programs: int, slots: int, device: torch.device) -> int:
     if device.type != "cuda":
         return 2
     chip = torch.cuda.get_device_properties(device)
-    at_once = chip.multi_processor_count * max(1, chip.shared_memory_per_multiprocessor // ATTENTION_MEMORY)
-    return max(1, min(at_once // programs, -(-slots // 64), 32))
+    memory: int = getattr(chip, "shared_memory_per_multiprocessor", 3 * ATTENTION_MEMORY)  # not told by every torch
+    at_once = chip.multi_processor_count * max(1, memory // ATTENTION_MEMORY)
+    parts: int = min(at_once // programs, -(-slots // 64), 32)
+    return max(1, parts)
 
 
 def _rotations(parts: DecoderParts, last: int) -> tuple[torch.Tensor, torch.Tensor]:
