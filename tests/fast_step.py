@@ -30,7 +30,7 @@ from mmattn.decoding.fast.step import DecodeStep
 from tests.test_methods import STRONG
 from tests.tiny import FAMILIES, tiny_llava
 
-STEPS = 1
+STEPS = 2
 # Heads of several blocks, which the projection rotates by itself.
 KINDS = {**FAMILIES, "wide": partial(tiny_llava, head_dim=32)}
 # Edits that remember the prefill, tell the layers above, change heads' output or part of the branches, tokens that a
@@ -101,9 +101,9 @@ def compare(family: str, rows: int, device: str = "cpu") -> float:
     return worst
 
 
-def generate(family: str, device: str, tokens: int) -> None:
-    """Three samples of different length, with one branch and with two: the same answers either way, twice."""
-    model, processor = FAMILIES[family]()
+def generate(family: str, device: str, tokens: int, methods: Sequence[tuple[str, Any]]) -> None:
+    """Three samples of different length, with one branch, two, and `methods`: the same answers either way."""
+    model, processor = KINDS[family]()
     LANES.usable = lambda adapter: adapter.model not in LANES._refused  # type: ignore[method-assign]
     vlm = mmattn.wrap(model.to(device), processor)
     pictures = [Image.effect_noise((50 + 9 * one, 56), 80).convert("RGB") for one in range(3)]
@@ -115,7 +115,7 @@ def generate(family: str, device: str, tokens: int) -> None:
     assert len(LANES._kept[model]) == 2, "the third call should have used the first one's lane"
     kept = mmattn.Capture(layers=[2, 0], heads=[1], tokens=[0, 2], device=None)
     whole = fast_rows.at_once
-    for method, capture in [("boost(strength=3)+vcd", kept), *FULL]:
+    for method, capture in [("boost(strength=3)+vcd", kept), *methods]:
         # The prompts' rows that are edited come in one portion, or two at a time.
         fast_rows.at_once = whole if capture is kept else lambda *_: 2
         settings = {"method": method, "max_new_tokens": tokens, "emphasise": MARKS if "pasta" in method else None}
@@ -202,12 +202,16 @@ def main() -> None:
     """Command line: the families to compare."""
     for table in (fast.PRODUCT, fast.GATED, fast.ONTO):  # small enough to be cut in tiny models, too
         for rows, blocks in table.items():
-            table[rows] = replace(blocks, n=4 if rows == 1 else 16, k=32)
+            table[rows] = replace(blocks, m=min(blocks.m, 16), n=4 if rows == 1 else 16, k=32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    generate(sys.argv[1], device, 3 if device == "cpu" else 20)
+    tokens = 3 if device == "cpu" else 20
+    generate(sys.argv[1], device, tokens, FULL)
+    several, fast.splits = fast.splits, lambda *_: 1  # as in a batch that keeps the device busy by itself
+    generate("wide", device, tokens, FULL[-1:])
     edits_in_a_prompt(sys.argv[1], device)
     # A single row takes other kernels than several.
-    for family, rows in [(sys.argv[1], 2), (sys.argv[1], 5), *product([*sys.argv[1:], "wide"], (1, 3))]:
+    fast.splits = several
+    for family, rows in [(sys.argv[1], 2), ("wide", 20), *product([*sys.argv[1:], "wide"], (1, 3))]:
         worst = compare(family, rows, device)
         sys.stdout.write(f"{family} {rows} rows: {worst:.1e}\n")
         assert worst < 1e-4, worst

@@ -16,6 +16,7 @@ from torch import nn
 
 import mmattn
 from mmattn.adapters import adapter_for
+from mmattn.decoding import engine
 from mmattn.decoding.engine import current
 from mmattn.decoding.fast import LANES, Lanes, Rules, Size
 from mmattn.decoding.fast.parts import NotFastError, take_apart
@@ -134,19 +135,23 @@ def test_two_threads_never_get_the_same_lane(monkeypatch: pytest.MonkeyPatch) ->
 def test_our_kernels_run_on_the_models_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[torch.device] = []
 
-    def device(chosen: torch.device) -> Any:
+    def entering(chosen: torch.device) -> Any:
         entered.append(chosen)
         return nullcontext()
 
-    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "device", entering)
     for name in ("cuda:1", "cpu"):
         with current(torch.device(name)):
             pass
     assert entered == [torch.device("cuda:1")]
+    monkeypatch.setattr(engine, "current", entering)
+    mmattn.wrap(*tiny_llava()).generate(Image.effect_noise((56, 56), 80).convert("RGB"), "what", max_new_tokens=1)
+    assert entered == [torch.device("cuda:1"), torch.device("cpu")]
 
 
 @pytest.mark.parametrize(
-    ("programs", "slots", "parts"), [(32, 704, 11), (64, 704, 6), (256, 3072, 1), (2048, 704, 1), (4, 1472, 23)]
+    ("programs", "slots", "parts"),
+    [(32, 704, 11), (64, 704, 6), (256, 3072, 1), (2048, 704, 1), (4, 1472, 23), (4, 9000, 32)],
 )
 def test_attention_is_split_into_what_runs_at_once(
     programs: int, slots: int, parts: int, monkeypatch: pytest.MonkeyPatch

@@ -55,7 +55,7 @@ ONTO = {
 }
 # Rows of which one program rotates one head.
 ROTATED = 4
-# Shared memory of one program of `attention`, at the blocks of `attention_blocks`, in bytes.
+# Shared memory of one program of `attention` for heads of 128 in half precision, in bytes: smaller heads take half.
 ATTENTION_MEMORY = 75_000
 
 
@@ -196,9 +196,9 @@ class DecodeStep:
         three = (layer.query, layer.key, layer.value)
         biases = [self._none if one.bias is None else one.bias for one in three]
         gains = (layer.query_gain, layer.key_gain)
-        # A norm of query and key needs whole heads: then it rotates, too.
+        # Rotating at once takes whole blocks per head, and a norm of query and key whole heads.
         normed = gains[0] is not None
-        rotate = not normed and parts.dim % blocks.n == 0
+        rotate = not normed and blocks.n % 2 == 0 and parts.dim % blocks.n == 0
         sizes = (parts.heads * parts.dim, *[parts.groups * parts.dim] * 2)
         kernels.project[self._grid(blocks, *sizes)](
             self._ready, self._squares, pieces, *(one.weight for one in three), *biases, self._qkv, self.keys[index],
@@ -319,7 +319,7 @@ def keep_rows(
 
 
 def splits(programs: int, slots: int, device: torch.device) -> int:
-    """Parts of a row's keys, so that a small batch, too, keeps the device busy: as many as run there at once.
+    """Parts of a row's keys, so that a small batch, too, keeps the device busy: about as many as run there at once.
 
     One more would make some wait for the others, with the memory bus half idle.
     """
