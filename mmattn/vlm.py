@@ -133,7 +133,7 @@ class VLM:
             sampling=Sampling(do_sample, temperature, top_p, top_k),
             stop_ids=self._stop_ids(stop_token_ids),
             seed=seed,
-            capture=capture and capture.resolved(len(self.adapter.attention_layers), self._heads),
+            capture=capture and capture.resolved(self.adapter.depth, self._heads),
             fast=fast,
             share=share,
             scores=None
@@ -232,7 +232,7 @@ class VLM:
             MmattnError: unreadable picture, empty query, unknown method or hyper-parameter, or rows that the family
                 does not have (the prompt's tokens, in encoder-decoder models).
         """
-        chosen = locator(method).bound(len(self.adapter.attention_layers), self._heads, self.grounding_heads)
+        chosen = locator(method).bound(self.adapter.depth, self._heads, self.grounding_heads)
         queries = [query] if isinstance(query, str) else list(query)
         if not all(isinstance(one, str) for one in queries):
             raise MmattnError("A query must be text", 'Name what to look for, such as "the dog".')

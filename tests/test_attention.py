@@ -166,3 +166,10 @@ def test_memory_of_a_captured_prefill_is_linear(vlm: mmattn.VLM) -> None:
     assert total(1024, True) / total(512, True) < 2.1
     reading = [total(length, True) - total(length, False) for length in (512, 1024)]
     assert 0 < reading[1] < 2.1 * reading[0]
+
+
+def test_layers_that_are_read_together_come_in_the_order_asked_for() -> None:
+    rows, read = torch.full((2, 1), -1), torch.arange(3.0)[:, None, None, None, None].expand(3, 2, 4, 1, 5)
+    for layers, order in ((None, [0, 1, 2]), ((1, 4, 7), [0, 1, 2]), ((7, 1, 4), [2, 0, 1])):
+        capture = RowCapture(rows, layers=layers, together=read)
+        assert capture.stacked()[:, 0, 0, 0, 0].tolist() == order

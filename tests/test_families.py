@@ -86,7 +86,7 @@ def test_nothing_asked_nothing_changed(family: mmattn.VLM, pictures: list[Any]) 
     capture = RowCapture(torch.full((3, 1), -1))
     with family.adapter.session(capture):
         assert torch.equal(family.model(**inputs).logits, plain)
-    assert len(capture.weights) == len(family.adapter.attention_layers)
+    assert len(capture.weights) == family.adapter.depth
     assert implementation(family) == "sdpa"
 
 

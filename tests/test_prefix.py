@@ -117,7 +117,7 @@ def test_edits_in_some_layers_leave_the_rows_of_all(vlm: mmattn.VLM, pictures: l
     given: dict[str, Any] = {"method": "pasta(heads='1:0 1:1', on='image')", **SETTINGS}
     one = vlm.generate(pictures[0], "what?", capture=kept, **given)[0].attention
     assert one is not None
-    assert len(one.weights) == len(vlm.adapter.attention_layers)
+    assert len(one.weights) == vlm.adapter.depth
 
 
 def test_a_cache_begins_with_copies_and_never_with_what_lay_there() -> None:

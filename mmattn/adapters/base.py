@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
@@ -192,6 +193,11 @@ class Adapter(ABC):
     def attention_layers(self) -> list[nn.Module]:
         """The decoder's attention modules, in order."""
         return [layer.self_attn for layer in self.model.model.language_model.layers]
+
+    @cached_property
+    def depth(self) -> int:
+        """How many layers the decoder has."""
+        return len(self.attention_layers)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -414,7 +420,7 @@ class Adapter(ABC):
         config: Any = self.decoder.config
         alike = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
         places = set((getattr(self.model, "hf_device_map", None) or {"": 0}).values())
-        return SharedCache(len(self.attention_layers)) if alike and len(places) == 1 else DynamicCache(config=config)
+        return SharedCache(self.depth) if alike and len(places) == 1 else DynamicCache(config=config)
 
     def decode(self, batch: Embedded, cache: Cache | None = None) -> torch.Tensor:
         """One decoder call: hidden states (B, T, D) of the new tokens; a `cache` grows by them."""

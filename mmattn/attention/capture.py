@@ -18,6 +18,7 @@ class RowCapture:
         postpone: keep only the queries of single-token calls, so that all layers are read at once afterwards.
         weights: filled by the call: layer -> (B, H, R, N) float32, post-softmax, on the layer's device.
         queries: filled instead where postponed: layer -> (B, H, 1, D), with the call's `mask` and `scaling`.
+        together: filled instead where all layers are read at once: (layers, B, H, R, N), by number.
     """
 
     rows: torch.Tensor
@@ -28,6 +29,7 @@ class RowCapture:
     queries: dict[int, torch.Tensor] = field(default_factory=dict)
     mask: torch.Tensor | None = None
     scaling: float = 1.0
+    together: torch.Tensor | None = None
 
     @property
     def last(self) -> bool:
@@ -49,6 +51,9 @@ class RowCapture:
 
     def stacked(self) -> torch.Tensor:
         """The captured layers, (layers, B, H, R, N) float32, in the order of `layers`."""
+        if self.together is not None:
+            ascending = self.layers is None or list(self.layers) == sorted(self.layers)
+            return self.together if ascending else self.together[torch.tensor(self.layers).argsort().argsort()]
         order = self._order(self.weights)
         device = self.weights[order[0]].device
         return torch.stack([self.weights[layer].to(device) for layer in order])

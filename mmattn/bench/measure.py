@@ -97,7 +97,7 @@ def measure(
     found = []
     for batch in batches:
         prepared = [prompt(adapter, pixels, seed, words) for seed in range(batch)]
-        depth = len(adapter.attention_layers)
+        depth = adapter.depth
         heads = adapter.model.config.get_text_config().num_attention_heads
         plans: dict[str, tuple[Plan, int]] = {"transformers generate": (_stock(adapter, prepared), 1)}
         if any(method.branches() for method in methods):
@@ -265,7 +265,7 @@ def _floor(adapter: Adapter, rows: int, width: int) -> float | None:
     config = adapter.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache: int = rows * width * 2 * heads * dim * len(adapter.attention_layers) * adapter.model.dtype.itemsize
+    cache: int = rows * width * 2 * heads * dim * adapter.depth * adapter.model.dtype.itemsize
     return float(round(1000 * (weights + cache) / rate, 4))
 
 

@@ -59,7 +59,7 @@ def head_falls(
     if ablation not in KINDS:
         raise unknown("ablation", ablation, KINDS)
     heads = vlm.model.config.get_text_config().num_attention_heads
-    pairs = list(product(range(len(vlm.adapter.attention_layers)), range(heads)))
+    pairs = list(product(range(vlm.adapter.depth), range(heads)))
     for asked in questions:
         with torch.inference_mode():
             rows = _Rows(vlm, asked)

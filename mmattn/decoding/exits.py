@@ -17,7 +17,7 @@ def exits_of(adapter: Adapter, method: Method) -> Exits | None:
     Raises:
         MmattnError: it names a layer that the model does not have.
     """
-    depth = len(adapter.attention_layers)
+    depth = adapter.depth
     exits = method.exits(depth, adapter.tied)
     if exits is not None and not set(exits.layers) <= set(range(depth)):
         wrong = next(one for one in exits.layers if not 0 <= one < depth)

@@ -121,7 +121,7 @@ def prefill(
     front = adapter.span(batch, rows, padding[rows], lengths)
     asked, session.capture = session.capture, None
     session.columns = front.columns
-    own = SharedCache(len(adapter.attention_layers))
+    own = SharedCache(adapter.depth)
     decode(front, own)
     # What edits keep is of the whole prompt.
     session.restart()

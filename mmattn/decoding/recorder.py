@@ -76,7 +76,7 @@ class Recorder:
         self._counts = batch.columns.image.sum(-1)[::branches].tolist()
         tokens = range(steps) if capture.tokens is None else capture.tokens
         self._most = sum(one < steps for one in tokens)
-        self._layers = tuple(range(len(adapter.attention_layers)) if capture.layers is None else capture.layers)
+        self._layers = tuple(range(adapter.depth) if capture.layers is None else capture.layers)
         # Of each sample, one after the other: (steps, layers as they come, heads, N), filled step by step.
         self._parts: list[list[torch.Tensor]] = [[] for _ in self._counts]
         self._room = 0
@@ -103,8 +103,9 @@ class Recorder:
         rows = rows[:, :: self._branches, :, 0].transpose(0, 1)
         if self._capture.heads is not None:
             rows = rows[:, :, list(self._capture.heads)]
-        rows = torch.nn.functional.pad(rows, (0, self.width - rows.shape[-1])).contiguous()
-        self.take(step, rows)
+        if rows.shape[-1] < self.width:
+            rows = torch.nn.functional.pad(rows, (0, self.width - rows.shape[-1]))
+        self.take(step, rows.contiguous())
 
     def take(self, step: int, rows: torch.Tensor, first: int = 0) -> torch.cuda.Event | None:
         """Keep `rows` (B, layers, heads, N), those of further layers where `first` is not 0, if they are wanted.
@@ -159,7 +160,7 @@ class Recorder:
         """One `Attention` per sample; rows of tokens after a sample's end are dropped."""
         if self._side is not None:
             self._side.synchronize()
-        depth = len(self._adapter.attention_layers)
+        depth = self._adapter.depth
         word = self._adapter.word
         read = []
         for index, (sample, answer) in enumerate(zip(prepared, answers, strict=True)):

@@ -40,6 +40,6 @@ def _token(adapter: Adapter) -> int:
     hidden, groups = config.hidden_size, getattr(config, "num_key_value_heads", None) or heads
     dim = getattr(config, "head_dim", None) or hidden // heads
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    numbers = 2 * len(adapter.attention_layers) * groups * dim + 4 * hidden + 3 * inner + 2 * (heads + 2 * groups) * dim
+    numbers = 2 * adapter.depth * groups * dim + 4 * hidden + 3 * inner + 2 * (heads + 2 * groups) * dim
     size: int = numbers * adapter.model.dtype.itemsize
     return size

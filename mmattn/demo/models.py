@@ -48,7 +48,7 @@ class Models:
 
 def size_of(model: mmattn.VLM) -> tuple[int, int]:
     """(layers, heads) of the decoder."""
-    return len(model.adapter.attention_layers), model.model.config.get_text_config().num_attention_heads
+    return model.adapter.depth, model.model.config.get_text_config().num_attention_heads
 
 
 def first_view(model: mmattn.VLM) -> View:

@@ -130,7 +130,7 @@ def attend(
     prepared = adapter.prepare([sample])[0]
     layout = prepared.layout
     positions = choose_rows(rows, prepared)
-    count = len(adapter.attention_layers)
+    count = adapter.depth
     wanted = tuple(dict.fromkeys(_indices(layers, count, "layer")))
     columns = torch.tensor([layout.image_tokens], dtype=torch.long)
     capture = RowCapture(torch.tensor([adapter.rows(positions, prepared)]), columns, wanted)

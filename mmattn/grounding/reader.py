@@ -52,7 +52,7 @@ class Reader:
 
     def rows(self, jobs: Sequence[Job], layers: tuple[int, ...] | None = None) -> Iterator[Attention]:
         """One `Attention` per job, in order, of `layers` (all by default)."""
-        wanted = tuple(range(len(self.adapter.attention_layers))) if layers is None else layers
+        wanted = tuple(range(self.adapter.depth)) if layers is None else layers
         shared = _shared_length(self.adapter, jobs)
         beginning: SharedCache | None = None
         for start in range(0, len(jobs), self.batch_size):
@@ -152,7 +152,7 @@ class Reader:
             return self.adapter.decode(batch)
         tail = batch.mask.shape[1] - beginning.get_seq_length()
         spans = [(0, 0, max(len(job.prepared.ids) - tail, 0)) for job in jobs]
-        cache = SharedCache(len(self.adapter.attention_layers))
+        cache = SharedCache(self.adapter.depth)
         return resume(self.adapter, batch, beginning, spans, tail, cache, session, self.adapter.decode)
 
     def _embed(self, jobs: Sequence[Job]) -> Embedded:
@@ -171,7 +171,7 @@ class Reader:
 
     def attention(self, job: Job, weights: torch.Tensor, layers: tuple[int, ...] = (0,)) -> Attention:
         """`weights` (layers, H, rows, image tokens) of one job, with all that is needed to map them."""
-        depth = len(self.adapter.attention_layers)
+        depth = self.adapter.depth
         prepared = job.prepared
         words = tuple(self.adapter.word(int(prepared.ids[position])) for position in job.positions)
         share = self._shares.get(prepared.pixels[0].key)

@@ -41,7 +41,7 @@ class LvlmScorer:
         tokens: int = 32,
         batch_size: int = 16,
     ) -> None:
-        depth = len(vlm.adapter.attention_layers)
+        depth = vlm.adapter.depth
         self.vlm, self.heads = vlm, heads
         self.layers = tuple(layers) if layers is not None else (depth * 20 // 32,)
         self.tokens = whole("tokens", tokens, 1)

@@ -94,7 +94,7 @@ def _activation(
         batch = adapter.embed([prepared], [[_with(features, latent)]])
         columns = batch.columns.image[0].nonzero()[:, 0][None]
         rows = batch.columns.rows if how.rows == "text" else torch.tensor([[-1]])
-        capture = RowCapture(rows, columns, how.layers(len(adapter.attention_layers)))
+        capture = RowCapture(rows, columns, how.layers(adapter.depth))
         with adapter.session(capture):
             adapter.decode(batch)
         looked = capture.stacked().mean(dim=(0, 1, 2, 3))

@@ -225,7 +225,7 @@ def _call(adapter: Adapter, batch: Embedded, capture: Masses | None, edits: Sequ
 
 def _heads(adapter: Adapter, pairs: Pairs | None) -> dict[int, list[int]]:
     """Heads by layer."""
-    depth, count = len(adapter.attention_layers), adapter.model.config.get_text_config().num_attention_heads
+    depth, count = adapter.depth, adapter.model.config.get_text_config().num_attention_heads
     if not pairs:
         return {layer: list(range(count)) for layer in range(depth)}
     found: dict[int, list[int]] = {}

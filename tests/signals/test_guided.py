@@ -26,7 +26,7 @@ def _picture(seed: int, size: tuple[int, int] = (56, 56)) -> Image.Image:
 
 
 def _detector(vlm: mmattn.VLM, signals: tuple[str, ...] = ("lookback", "image")) -> Detector:
-    shape = (len(vlm.adapter.attention_layers), vlm.model.config.get_text_config().num_attention_heads)
+    shape = (vlm.adapter.depth, vlm.model.config.get_text_config().num_attention_heads)
     random = np.random.default_rng(5)
     weights = random.normal(size=len(signals) * shape[0] * shape[1]) * 3
     return Detector(signals, shape, tuple(weights.tolist()), 0.0)

@@ -52,7 +52,7 @@ def prefill(
     keys, values = cache.extend(query.new_empty(rows, parts.groups, width, parts.dim))
     total = cache.get_seq_length()
     mask = _mask(batch.mask, width)
-    reader = LastRows.of(parts, session, batch.mask)
+    reader = LastRows.of(parts, session, batch.mask, keys)
     asked, session.capture = session.capture, None if reader else session.capture
     editor = EditedRows.of(parts, session, rewriting, batch.mask, width)
     for index, (layer, module) in enumerate(zip(parts.layers, attention, strict=True)):
@@ -78,7 +78,7 @@ def prefill(
             here, more = added[index]
             stream.index_add_(0, here, more.to(stream))
     if reader:
-        reader.read(keys)
+        reader.read()
     if editor:
         editor.finish()
     session.capture = asked

@@ -21,50 +21,50 @@ SPLITS = 4  # programs that share the keys of a row and head
 class LastRows:
     """Fills `capture` from all layers' last queries at once: few launches, so that a short prompt does not wait."""
 
-    def __init__(self, parts: DecoderParts, capture: RowCapture, mask: torch.Tensor) -> None:
-        """`mask` (B, S) says which of the keys may be seen."""
-        self._parts, self._capture, self._mask = parts, capture, mask
+    def __init__(self, parts: DecoderParts, capture: RowCapture, mask: torch.Tensor, keys: torch.Tensor) -> None:
+        """`mask` (B, S) says which of `keys` (all layers, B, G, C, D) may be seen, perhaps part of a longer batch's."""
+        self._parts, self._capture, self._mask, self._keys = parts, capture, mask, keys
         wanted = [layer for layer in range(len(parts.layers)) if capture.wants(layer)]
         self._entry = {layer: entry for entry, layer in enumerate(wanted)}
         width = (parts.heads + 2 * parts.groups) * parts.dim
         self._queries = torch.empty(len(wanted), len(mask), width, device=mask.device, dtype=parts.dtype)
         # From the host before the prefill begins: later it would wait for it.
-        self._layers = torch.tensor(wanted, device=mask.device, dtype=torch.int32)
+        apart = keys.stride(0) // keys.stride(1)
+        owners = torch.tensor(wanted)[:, None] * apart + torch.arange(len(mask))
+        self._owners = owners.int().to(mask.device)
         assert capture.columns is not None
         self._columns = capture.columns.to(mask.device).contiguous()
 
     @classmethod
-    def of(cls, parts: DecoderParts, session: Session, mask: torch.Tensor) -> Self | None:
+    def of(cls, parts: DecoderParts, session: Session, mask: torch.Tensor, keys: torch.Tensor) -> Self | None:
         """A reader, if last rows that nobody edits are all that is asked for."""
         asked = session.capture
         if asked is None or asked.columns is None or not asked.last or any(one.rewrites_rows for one in session.edits):
             return None
-        return cls(parts, asked, mask)
+        return cls(parts, asked, mask, keys)
 
     def last(self, layer: int) -> torch.Tensor | None:
         """Where a layer's last queries, rotated, are to be written: (B, W); None if it is not read."""
         entry = self._entry.get(layer)
         return None if entry is None else self._queries[entry]
 
-    def read(self, keys: torch.Tensor) -> None:
-        """From the keys (all layers, B, G, C, D), which may be part of a longer batch's."""
-        parts, mask, device = self._parts, self._mask, self._mask.device
+    def read(self) -> None:
+        """When all layers have run."""
+        parts, mask, keys, device = self._parts, self._mask, self._keys, self._mask.device
         layers, rows, _ = self._queries.shape
-        slots, apart = keys.shape[3], keys.stride(0) // keys.stride(1)
+        slots = keys.shape[3]
         hidden = torch.ones(layers, rows, slots, dtype=torch.int8, device=device)
         hidden[:, :, : mask.shape[1]] = mask == 0
-        begins = (mask.cumsum(-1) == 0).sum(-1).int().repeat(layers)
+        begins = torch.zeros(layers * rows, dtype=torch.int32, device=device)  # padding is hidden
         length = torch.full((), mask.shape[1] - 1, dtype=torch.int32, device=device)
-        owners = (self._layers[:, None] * apart + torch.arange(rows, device=device)).int().contiguous()
-        scores = torch.full((layers, rows, parts.heads, 1, slots), -torch.inf, device=device)
+        scores = torch.empty(layers, rows, parts.heads, 1, slots, device=device)
         none = scores  # what only computing scores leaves alone
         kernels.attention[(layers * rows, parts.groups, SPLITS)](
-            self._queries, keys, keys, hidden, scores, none, none, none, none, begins, length, owners, parts.scale,
-            H=parts.heads, G=parts.groups, D=parts.dim, C=slots, PARTS=SPLITS, HIDES=True, WRITE=True, READ=False,
-            MIX=False, OWNED=True, **attention_blocks(parts, slots),
+            self._queries, keys, keys, hidden, scores, none, none, none, none, begins, length, self._owners,
+            parts.scale, H=parts.heads, G=parts.groups, D=parts.dim, C=slots, PARTS=SPLITS, HIDES=True, WRITE=True,
+            READ=False, MIX=False, OWNED=True, **attention_blocks(parts, slots),
         )  # fmt: skip
         out = scores.new_empty(rows, layers, parts.heads, self._columns.shape[1])
         final = torch.zeros(layers, dtype=torch.int8, device=device)
         keep_rows(scores, final, torch.arange(parts.heads, device=device), self._columns, out, begins, length)
-        for layer, entry in self._entry.items():
-            self._capture.weights[layer] = out[:, entry, :, None]
+        self._capture.together = out.transpose(0, 1)[:, :, :, None]
