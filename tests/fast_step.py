@@ -17,8 +17,9 @@ from PIL import Image
 import mmattn
 from mmattn.adapters import Sample, SharedCache, adapter_for
 from mmattn.attention import Edit, Site
-from mmattn.decoding import Boost
+from mmattn.decoding import Boost, resolve
 from mmattn.decoding.boost import Bias
+from mmattn.decoding.branching import _probe
 from mmattn.decoding.fast import LANES
 from mmattn.decoding.fast import rows as fast_rows
 from mmattn.decoding.fast import step as fast
@@ -27,6 +28,9 @@ from mmattn.decoding.fast.parts import take_apart
 from mmattn.decoding.fast.reading import LastRows
 from mmattn.decoding.fast.rows import EditedRows
 from mmattn.decoding.fast.step import DecodeStep
+from mmattn.decoding.features import Features
+from mmattn.decoding.requests import Options, Request
+from mmattn.decoding.sampling import Sampling
 from tests.test_methods import STRONG
 from tests.tiny import FAMILIES, tiny_llava
 
@@ -130,6 +134,7 @@ def generate(family: str, device: str, tokens: int, methods: Sequence[tuple[str,
         assert expected != vlm.generate(pictures, words, max_new_tokens=tokens, fast=False)
         same_rows(found, expected, capture)
     fast_rows.at_once = whole
+    probe(vlm, pictures, words)
     # Questions about one picture share its prefill, and nothing is edited: last rows are read by a kernel.
     settings = {"images": pictures[0], "prompts": words, "capture": kept, "max_new_tokens": tokens}
     expected = vlm.generate(fast=False, share=False, **settings)
@@ -138,6 +143,22 @@ def generate(family: str, device: str, tokens: int, methods: Sequence[tuple[str,
     assert read()
     assert found == expected
     same_rows(found, expected, kept)
+
+
+def probe(vlm: mmattn.VLM, pictures: list[Image.Image], words: list[str]) -> None:
+    """Where the model looks before RBD decodes is read by the kernels, once there has been a lane; with a shared
+    picture, too."""
+    options = Options(resolve("rbd"), Sampling(), frozenset(), 0)
+    for shown in (pictures, pictures[:1] * 3):
+        prepared = vlm.adapter.prepare([Sample((one,), word) for one, word in zip(shown, words, strict=True)])
+        requests = [Request(Sample((), "-"), one, "", 0, 1) for one in prepared]
+        with torch.inference_mode(), recording(LastRows, "read") as read:
+            found = _probe(vlm.adapter, requests, Features(), options)
+            assert read() == 1
+            expected = _probe(vlm.adapter, requests, Features(), replace(options, fast=False))
+            assert read() == 1
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one["plain"], other["plain"], atol=1e-5, rtol=1e-3)
 
 
 def edits_in_a_prompt(family: str, device: str) -> None:

@@ -12,7 +12,8 @@ from mmattn.adapters import SharedCache
 from mmattn.decoding import resolve
 from mmattn.decoding.branching import _probe
 from mmattn.decoding.features import Features
-from mmattn.decoding.requests import Request
+from mmattn.decoding.requests import Options, Request
+from mmattn.decoding.sampling import Sampling
 from tests.test_methods import STRONG
 from tests.tiny import FAMILIES
 
@@ -90,7 +91,8 @@ def test_prompts_that_only_tell_where_to_look_share_too(vlm: mmattn.VLM, picture
             with_kwargs=True,
         )
         with torch.inference_mode():
-            looks.append(_probe(vlm.adapter, requests, Features(), share))
+            options = Options(resolve("rbd"), Sampling(), frozenset(), 0, share=share)
+            looks.append(_probe(vlm.adapter, requests, Features(), options))
         hook.remove()
         counts.append(sum(sizes))
     assert counts[0] < 0.5 * counts[1]

@@ -9,11 +9,15 @@ from functools import partial
 import torch
 
 from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, SharedCache, Shares
-from mmattn.attention import RowCapture
+from mmattn.attention import RowCapture, active
+from mmattn.decoding.fast import LANES
 from mmattn.decoding.features import Features
-from mmattn.decoding.prefix import by_modules, plan, prefill
+from mmattn.decoding.prefix import Decode, by_modules, plan, prefill
 from mmattn.decoding.requests import Options, Request
 from mmattn.decoding.sampling import stream
+
+# Tokens of a batch up to which reading where the model looks may keep all keys and values, to be faster.
+AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,14 @@ def covers_of(
     if all(branch.hidden is None for branch in branches):
         return None
     found: list[Cover | None] = []
-    for looks in _probe(adapter, requests, features, options.share):
+    for looks in _probe(adapter, requests, features, options):
         chosen = [Cover(branch.hidden(looks), branch.zeroed) if branch.hidden else None for branch in branches]
         found += [None, *chosen]
     return found
 
 
 def _probe(
-    adapter: Adapter, requests: Sequence[Request], features: Features, share: bool
+    adapter: Adapter, requests: Sequence[Request], features: Features, options: Options
 ) -> list[dict[str, torch.Tensor]]:
     """What the last token of each prompt looks at, under each probe: (layers, heads, image tokens) on the CPU.
 
@@ -54,13 +58,19 @@ def _probe(
     batch = embed(adapter, rows, features)
     counts = batch.columns.image.sum(-1).tolist()
     capture = RowCapture(torch.full((len(rows), 1), -1), batch.columns.places())
-    prefixes = plan(rows, [False] * len(rows), ()) if share and not batch.columns.cross else None
-    cache = adapter.new_cache() if prefixes else None
+    shares = options.share and not batch.columns.cross
+    prefixes = plan(rows, [False] * len(rows), ()) if shares else None
+    watched = bool(active(adapter.attention_layers[0]))  # by someone around this call, who edits or reads, too
     with adapter.session(capture) as session:
-        if prefixes and isinstance(cache, SharedCache):
-            prefill(adapter, batch, prefixes, cache, session, partial(by_modules, adapter))
-        else:
+        fused = LANES.prefill(adapter, session) if options.fast and not watched else None
+        cache = adapter.new_cache() if prefixes or (fused and batch.mask.numel() <= AT_ONCE) else None
+        decode: Decode = fused or partial(by_modules, adapter)
+        if not isinstance(cache, SharedCache):
             adapter.decode(batch)
+        elif prefixes:
+            prefill(adapter, batch, prefixes, cache, session, decode)
+        else:
+            decode(batch, cache)
     read = capture.stacked()[:, :, :, 0].cpu()
     looks = [read[:, row, :, :count] for row, count in enumerate(counts)]
     return [dict(zip(names, looks[at : at + len(names)], strict=True)) for at in range(0, len(looks), len(names))]

@@ -95,8 +95,13 @@ class Lane:
             and size.slots <= self.size.slots <= max(2 * size.slots, SLOTS)
             and size.steps <= self.size.steps
             and size.columns <= self.size.columns <= max(2 * size.columns, COLUMNS)
-            and self._pointers == self._parts.pointers()
+            and self.valid
         )
+
+    @property
+    def valid(self) -> bool:
+        """Whether the model's weights still lie where they lay."""
+        return self._pointers == self._parts.pointers()
 
     def cache(self, rows: int) -> SharedCache:
         """For the prefill of `rows` rows, straight into the lane's buffers."""
@@ -111,7 +116,8 @@ class Lane:
         """`Adapter.decode` on prompts: hidden states (rows, D) of their last tokens."""
         added = adapter.added(batch.extra)
         with compiling() if session.edits else nullcontext():
-            return prefill(self._parts, adapter.attention_layers, batch, added, cache, session, self.rewriting)
+            rewriting = self.rewriting if session.edits else None
+            return prefill(self._parts, adapter.attention_layers, batch, added, cache, session, rewriting)
 
     def padded(self, logits: torch.Tensor, early: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores (B, ..., V) of the prefill, and of its exits, with rows for samples that are not there."""

@@ -6,12 +6,15 @@ import logging
 import threading
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from mmattn.adapters import Adapter
+from mmattn.adapters import Adapter, Embedded, SharedCache
+from mmattn.attention import Session
 from mmattn.decoding.fast.parts import NotFastError, take_apart
 from mmattn.decoding.method import Method
 from mmattn.decoding.recorder import Capture
@@ -114,6 +117,15 @@ class Lanes:
         except Exception as error:  # whatever a compiler or driver may say: the plain way still works
             self._refuse(adapter, f"{type(error).__name__}: {error}")
         return None
+
+    def prefill(self, adapter: Adapter, session: Session) -> Callable[[Embedded, SharedCache], torch.Tensor] | None:
+        """A call on prompts that nobody edits, in few launches: hidden states (B, D) of the last tokens.
+
+        `session` may read last rows. None before the model's first lane has shown that all this works.
+        """
+        with self._lock:
+            lane = next((one for one in self._kept.get(adapter.model, ()) if one.valid), None)
+        return None if lane is None else partial(lane.prefill, adapter, session=session)
 
     def give(self, adapter: Adapter, lane: Lane) -> None:
         """Put a lane back, in front."""

@@ -31,7 +31,7 @@ def prefill(
     added: Added,
     cache: SharedCache,
     session: Session,
-    rewriting: Rewriting,
+    rewriting: Rewriting | None = None,
 ) -> torch.Tensor:
     """Hidden states (B, hidden) of the last tokens; `cache` grows by all T.
 
@@ -39,7 +39,7 @@ def prefill(
         attention: the decoder's attention modules, by which the attention function knows what `session` asks of a
             layer, where an `EditedRows` does not do that.
         added: what joins the stream after a layer.
-        rewriting: the edits of `session`, for whatever can be done without its attention function.
+        rewriting: the edits of `session`, if it has any, for whatever can be done without its attention function.
     """
     rows, width, hidden = batch.embeds.shape
     count = rows * width
@@ -54,7 +54,7 @@ def prefill(
     mask = _mask(batch.mask, width)
     reader = LastRows.of(parts, session, batch.mask, keys)
     asked, session.capture = session.capture, None if reader else session.capture
-    editor = EditedRows.of(parts, session, rewriting, batch.mask, width)
+    editor = EditedRows.of(parts, session, rewriting, batch.mask, width) if rewriting else None
     for index, (layer, module) in enumerate(zip(parts.layers, attention, strict=True)):
         session.enters(index, stream.view(rows, width, hidden))
         _project(layer, functional.rms_norm(stream, (hidden,), layer.attention_gain, parts.eps), qkv)
