@@ -229,9 +229,9 @@ def main() -> None:
     generate(sys.argv[1], device, tokens, FULL)
     several, fast.splits = fast.splits, lambda *_: 1  # as in a batch that keeps the device busy by itself
     generate("wide", device, tokens, FULL[-1:])
+    fast.splits = several
     edits_in_a_prompt(sys.argv[1], device)
     # A single row takes other kernels than several.
-    fast.splits = several
     for family, rows in [(sys.argv[1], 2), ("wide", 20), *product([*sys.argv[1:], "wide"], (1, 3))]:
         worst = compare(family, rows, device)
         sys.stdout.write(f"{family} {rows} rows: {worst:.1e}\n")

@@ -16,6 +16,7 @@ from torch import nn
 
 import mmattn
 from mmattn.adapters import adapter_for
+from mmattn.attention import RowCapture
 from mmattn.decoding import engine
 from mmattn.decoding.engine import current
 from mmattn.decoding.fast import LANES, Lanes, Rules, Size
@@ -130,6 +131,18 @@ def test_two_threads_never_get_the_same_lane(monkeypatch: pytest.MonkeyPatch) ->
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: lanes.take(adapter, RULES, Size(1, 10, 5)), range(2)))
     assert found[0] is not found[1]
+
+
+def test_whoever_reads_or_edits_around_a_call_keeps_it_from_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = adapter_for(*tiny_llava())
+    monkeypatch.setattr(Lanes, "usable", lambda *_: True)
+    lanes, kept = Lanes(), SimpleNamespace(fits=lambda *_: True, valid=True, prefill=print)
+    lanes.give(adapter, kept)  # type: ignore[arg-type]
+    with adapter.session(RowCapture(torch.full((1, 1), -1))):
+        assert lanes.prefill(adapter) is None
+        assert lanes.take(adapter, RULES, Size(1, 10, 5)) is None
+    assert lanes.prefill(adapter) is not None
+    assert lanes.take(adapter, RULES, Size(1, 10, 5)) is kept
 
 
 def test_our_kernels_run_on_the_models_own_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from mmattn.adapters import Adapter, Embedded, Pixels, Prepared, SharedCache, Shares
-from mmattn.attention import RowCapture, active
+from mmattn.attention import RowCapture
 from mmattn.decoding.fast import LANES
 from mmattn.decoding.features import Features
 from mmattn.decoding.prefix import Decode, by_modules, plan, prefill
@@ -17,7 +17,7 @@ from mmattn.decoding.requests import Options, Request
 from mmattn.decoding.sampling import stream
 
 # Tokens of a batch up to which reading where the model looks may keep all keys and values, to be faster.
-AT_ONCE = 4096
+FEW = 4096
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,10 @@ def _probe(
     capture = RowCapture(torch.full((len(rows), 1), -1), batch.columns.places())
     shares = options.share and not batch.columns.cross
     prefixes = plan(rows, [False] * len(rows), ()) if shares else None
-    watched = bool(active(adapter.attention_layers[0]))  # by someone around this call, who edits or reads, too
+    fused = LANES.prefill(adapter) if options.fast else None
+    cache = adapter.new_cache() if prefixes or (fused and batch.mask.numel() <= FEW) else None
     with adapter.session(capture) as session:
-        fused = LANES.prefill(adapter, session) if options.fast and not watched else None
-        cache = adapter.new_cache() if prefixes or (fused and batch.mask.numel() <= AT_ONCE) else None
-        decode: Decode = fused or partial(by_modules, adapter)
+        decode: Decode = partial(fused, session=session) if fused else partial(by_modules, adapter)
         if not isinstance(cache, SharedCache):
             adapter.decode(batch)
         elif prefixes:

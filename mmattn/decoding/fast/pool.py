@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmattn.adapters import Adapter, Embedded, SharedCache
-from mmattn.attention import Session
+from mmattn.adapters import Adapter
+from mmattn.attention import active
 from mmattn.decoding.fast.parts import NotFastError, take_apart
 from mmattn.decoding.method import Method
 from mmattn.decoding.recorder import Capture
@@ -91,7 +91,7 @@ class Lanes:
 
     def take(self, adapter: Adapter, rules: Rules, size: Size) -> Lane | None:
         """A lane for a batch, or None where there cannot be one; on a GPU that is told once per model."""
-        if not self.usable(adapter):
+        if not self.usable(adapter) or _watched(adapter):
             return None
         with self._lock:
             kept = self._kept.setdefault(adapter.model, [])
@@ -118,14 +118,16 @@ class Lanes:
             self._refuse(adapter, f"{type(error).__name__}: {error}")
         return None
 
-    def prefill(self, adapter: Adapter, session: Session) -> Callable[[Embedded, SharedCache], torch.Tensor] | None:
-        """A call on prompts that nobody edits, in few launches: hidden states (B, D) of the last tokens.
+    def prefill(self, adapter: Adapter) -> Callable[..., torch.Tensor] | None:
+        """`Lane.prefill` for prompts that nobody edits: takes `batch`, `cache` and a `session` that may read last rows.
 
-        `session` may read last rows. None before the model's first lane has shown that all this works.
+        None before the model's first lane has shown that all this works.
         """
+        if _watched(adapter):
+            return None
         with self._lock:
             lane = next((one for one in self._kept.get(adapter.model, ()) if one.valid), None)
-        return None if lane is None else partial(lane.prefill, adapter, session=session)
+        return None if lane is None else partial(lane.prefill, adapter)
 
     def give(self, adapter: Adapter, lane: Lane) -> None:
         """Put a lane back, in front."""
@@ -145,6 +147,11 @@ class Lanes:
     def _refuse(self, adapter: Adapter, why: str) -> None:
         self._refused.add(adapter.model)
         warnings.warn(f"Decoding step by step, without a captured graph: {why}", stacklevel=2)
+
+
+def _watched(adapter: Adapter) -> bool:
+    """Whether someone around this call edits or reads, too."""
+    return bool(active(adapter.attention_layers[0]))
 
 
 LANES = Lanes()
