@@ -24,6 +24,7 @@ from torch import nn
 from mmattn.attention.compiling import compiling
 from mmattn.decoding import resolve
 from mmattn.decoding.fast import step as fast
+from mmattn.decoding.fast.keeping import KeptRows
 from mmattn.decoding.fast.parts import DecoderParts, LayerParts
 from mmattn.decoding.fast.rewriting import Rewriting
 from mmattn.decoding.progress import Progress
@@ -208,30 +209,23 @@ def edits(parts: DecoderParts, rows: int, slots: int) -> list[dict[str, Any]]:
     return found
 
 
-def attending(parts: DecoderParts, rows: int, used: int, slots: int) -> dict[str, Any]:
-    """Microseconds of a layer's attention, and the rate at which it reads its keys and values."""
-    made = step_of(parts, rows, used, slots)
+def attending(parts: DecoderParts, rows: int, used: int, slots: int, columns: int = 0) -> dict[str, Any]:
+    """Microseconds of a layer's attention, with the rows on `columns` slots kept, and the rate at which it reads."""
+    layers, heads = range(len(parts.layers)), range(parts.heads)
+    kept = KeptRows(layers, heads, parts.heads, rows, columns, parts.device) if columns else None
+    made = step_of(parts, rows, used, slots, kept=kept)
 
     def work() -> None:
-        for keys, values in zip(made.keys, made.values, strict=True):
-            made._attention(keys, values, made._none, write=False, read=False, mix=True)
+        for index in range(len(parts.layers)):
+            made._attention(index, made._none, kept=kept.of_layer(index) if kept else None)
 
     ms = replayed(work) / len(parts.layers)
     size = 2 * rows * (used + 1) * parts.groups * parts.dim * parts.dtype.itemsize
     rate = round(size / ms / 1e9, 3)
-    return {"kind": "attention", "rows": rows, "tokens": used, "us_per_layer": round(1000 * ms, 1), "tb_s": rate}
-
-
-def keeping(heads: int, samples: int, slots: int, columns: int) -> dict[str, Any]:
-    """Milliseconds for the rows of 32 layers on the picture."""
-    scores = torch.randn(32, samples, heads, 1, slots, device="cuda")
-    out = torch.empty(samples, 32, heads, columns, device="cuda")
-    places = torch.arange(5, 5 + columns, device="cuda").repeat(samples, 1)
-    final, every = torch.zeros(32, dtype=torch.int8, device="cuda"), torch.arange(heads, device="cuda")
-    begins = torch.zeros(samples, dtype=torch.int32, device="cuda")
-    last = torch.full((), slots - 1, dtype=torch.int32, device="cuda")
-    ms = replayed(lambda: fast.keep_rows(scores, final, every, places, out, begins, last))
-    return {"kind": "rows kept", "samples": samples, "image_tokens": columns, "ms": round(ms, 4)}
+    return {
+        "kind": "attention", "rows": rows, "tokens": used, "kept": columns, "us_per_layer": round(1000 * ms, 1),
+        "tb_s": rate,
+    }  # fmt: skip
 
 
 def choosing(name: str, samples: int, vocabulary: int) -> dict[str, Any]:
@@ -250,10 +244,10 @@ def choosing(name: str, samples: int, vocabulary: int) -> dict[str, Any]:
 
 def of_parts(parts: DecoderParts) -> list[dict[str, Any]]:
     """See `--parts`."""
-    found = [attending(parts, 64, 660, 704), attending(parts, 8, 2200, 2304)]
+    found = [attending(parts, 64, 660, 704)]
+    found += [attending(parts, 8, *one) for one in ((660, 768), (660, 768, 576), (2992, 3072), (2992, 3072, 2928))]
     for rows in (1, 2, 64):
         found += edits(parts, rows, 704)
-    found += [keeping(parts.heads, 8, 768, 576), keeping(parts.heads, 8, 2304, 2144)]
     return found + [choosing(*one, len(parts.head)) for one in (("greedy", 1), ("vcd", 1), ("rbd", 1), ("vcd", 32))]
 
 

@@ -23,6 +23,7 @@ from mmattn.decoding.branching import _probe
 from mmattn.decoding.fast import LANES
 from mmattn.decoding.fast import rows as fast_rows
 from mmattn.decoding.fast import step as fast
+from mmattn.decoding.fast.keeping import KeptRows
 from mmattn.decoding.fast.lane import Lane
 from mmattn.decoding.fast.parts import take_apart
 from mmattn.decoding.fast.reading import LastRows
@@ -35,8 +36,8 @@ from tests.test_methods import STRONG
 from tests.tiny import FAMILIES, tiny_llava
 
 STEPS = 2
-# Heads of several blocks, which the projection rotates by itself.
-KINDS = {**FAMILIES, "wide": partial(tiny_llava, head_dim=32)}
+# Heads of several blocks, which the projection rotates by itself, and each with a key head of its own.
+KINDS = {**FAMILIES, "wide": partial(tiny_llava, 4, head_dim=32)}
 # Edits that remember the prefill, tell the layers above, change heads' output or part of the branches, tokens that a
 # branch must not see, and early layers.
 FULL = [
@@ -86,7 +87,10 @@ def compare(family: str, rows: int, device: str = "cpu") -> float:
         torch.randn(shape, device=device),
     )  # what is unused may be anything
     adapter.decode(batch, SharedCache(len(parts.layers), (keys, values)))
-    step = DecodeStep(parts, keys, values, 200, kept=(1,), hides=True)
+    every = torch.arange(shape[3], device=device).repeat(rows, 1)
+    kept = KeptRows((1,), range(parts.heads), parts.heads, rows, shape[3], keys.device)
+    kept.start(torch.zeros(rows, dtype=torch.int32, device=device))
+    step = DecodeStep(parts, keys, values, 200, kept=kept, hides=True)
     step.reset()
     step.length.fill_(width)
     step.begins.copy_((batch.mask == 0).sum(-1))
@@ -100,7 +104,8 @@ def compare(family: str, rows: int, device: str = "cpu") -> float:
         step.run()
         worst = max(worst, (step.logits - expected).abs().max().item())
     assert int(step.length) == width + STEPS
-    weights = step.scores[0, :, :, 0].softmax(-1)
+    seen = (every >= step.begins[:, None]) & (every < width + STEPS)
+    weights = kept.of_piece(0)[:, 0].where(seen[:, None], 0)  # of other slots nothing is left
     assert torch.allclose(weights.sum(-1), torch.ones_like(weights.sum(-1)))
     return worst
 
@@ -135,14 +140,29 @@ def generate(family: str, device: str, tokens: int, methods: Sequence[tuple[str,
         same_rows(found, expected, capture)
     fast_rows.at_once = whole
     probe(vlm, pictures, words)
-    # Questions about one picture share its prefill, and nothing is edited: last rows are read by a kernel.
-    settings = {"images": pictures[0], "prompts": words, "capture": kept, "max_new_tokens": tokens}
-    expected = vlm.generate(fast=False, share=False, **settings)
-    with recording(LastRows, "read") as read:
-        found = vlm.generate(**settings)
-    assert read()
-    assert found == expected
-    same_rows(found, expected, kept)
+    unedited(family, device, tokens)
+
+
+def unedited(family: str, device: str, tokens: int) -> None:
+    """Rows that are kept where nobody edits: of questions about one picture, whose prefill they share, and of two
+    pictures with words between them."""
+    model, processor = KINDS[family]()
+    LANES.usable = lambda adapter: adapter.model not in LANES._refused  # type: ignore[method-assign]
+    vlm = mmattn.wrap(model.to(device), processor)
+    pictures = [Image.effect_noise((50 + 9 * one, 56), 80).convert("RGB") for one in range(2)]
+    for shown, words in (
+        (pictures[0], ["what", "what is on the left?", "where"]),
+        ([pictures, pictures[::-1]], ["is {image} like {image}?", "{image} {image} what?"]),
+    ):
+        for kept in (mmattn.Capture(layers=[2, 0], heads=[1], tokens=[0, 2]), mmattn.Capture(device=None)):
+            settings = {"images": shown, "prompts": words, "capture": kept, "max_new_tokens": tokens}
+            expected = vlm.generate(fast=False, share=False, **settings)
+            with recording(LastRows, "read") as read, recording(Lane, "finish") as finished:
+                found = vlm.generate(**settings)
+            assert read()
+            assert finished()
+            assert found == expected
+            same_rows(found, expected, kept)
 
 
 def probe(vlm: mmattn.VLM, pictures: list[Image.Image], words: list[str]) -> None:
@@ -227,8 +247,10 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens = 3 if device == "cpu" else 20
     generate(sys.argv[1], device, tokens, FULL)
+    unedited("wide", device, tokens)
     several, fast.splits = fast.splits, lambda *_: 1  # as in a batch that keeps the device busy by itself
     generate("wide", device, tokens, FULL[-1:])
+    unedited(sys.argv[1], device, tokens)
     fast.splits = several
     edits_in_a_prompt(sys.argv[1], device)
     # A single row takes other kernels than several.

@@ -291,18 +291,17 @@ def _finish_in(
     """Decode all further tokens in a lane, up to `steps` in all."""
     if steps == 1:
         return
-    columns = recorder.columns[:: lane.branches] if recorder else torch.empty(0, 0)
-    samples, width = columns.shape
-    lane.columns[:samples, :width] = columns
+    if lane.kept and recorder:
+        lane.kept.start(recorder.starts[:: lane.branches])
 
     def take(step: int, rows: torch.Tensor, first: int) -> torch.cuda.Event | None:
         assert recorder is not None
-        return recorder.take(step, rows[:samples], first)
+        return recorder.take(step, rows[: len(batch.mask) // lane.branches], first)
 
     def on_step(step: int) -> None:
         listener.hear(step, lane.progress.tokens)
 
-    lane.finish(batch, chosen, session.memory, steps, on_step, take if width else None)
+    lane.finish(batch, chosen, session.memory, steps, on_step, take if lane.kept else None)
 
 
 def _decoded(method: Method, samples: int, device: torch.device) -> torch.Tensor | None:

@@ -64,21 +64,28 @@ class Recorder:
         steps: tokens that may be generated.
 
     Attributes:
-        columns: (B K, N) keys of each row's image tokens; `rows_of` cuts off what stands behind fewer.
-        width: for how many image tokens there is room: N, or more where a lane's rows are wider.
+        starts: (B K,) int32, key of each row's first image token.
+        columns: (B K, N) keys from there to the last one; `rows_of` leaves out those of other tokens between, and what
+            stands behind a picture that is smaller than the batch's largest.
+        width: for how many keys there is room: N, or more where a lane's rows are wider.
         taken: numbers of the tokens whose rows are kept.
     """
 
     def __init__(self, capture: Capture, adapter: Adapter, batch: Embedded, branches: int, steps: int) -> None:
         self._capture, self._adapter, self._branches = capture, adapter, branches
-        self.columns = batch.columns.places()
-        self.width = self.columns.shape[1]
-        self._counts = batch.columns.image.sum(-1)[::branches].tolist()
+        device, places = batch.columns.image.device, [row.nonzero()[:, 0] for row in batch.columns.image.cpu()]
+        starts = torch.tensor([int(row[0]) if len(row) else 0 for row in places])
+        # Of each sample, which of its keys hold image tokens.
+        self._inside = [row - start for row, start in zip(places[::branches], starts[::branches], strict=True)]
+        self.width = max(_span(row) for row in self._inside)
+        last = batch.columns.image.shape[1] - 1
+        self.columns = (starts[:, None] + torch.arange(self.width)).clamp(max=last).to(device)
+        self.starts = starts.int().to(device)
         tokens = range(steps) if capture.tokens is None else capture.tokens
         self._most = sum(one < steps for one in tokens)
         self._layers = tuple(range(adapter.depth) if capture.layers is None else capture.layers)
         # Of each sample, one after the other: (steps, layers as they come, heads, N), filled step by step.
-        self._parts: list[list[torch.Tensor]] = [[] for _ in self._counts]
+        self._parts: list[list[torch.Tensor]] = [[] for _ in self._inside]
         self._room = 0
         self._side: torch.cuda.Stream | None = None
         self.taken: list[int] = []
@@ -152,7 +159,7 @@ class Recorder:
 
     def keep(self, rows: torch.Tensor, branches: int) -> None:
         """Go on with these rows of the batch, `branches` of each sample."""
-        self.columns, self._branches = self.columns[rows], branches
+        self.columns, self.starts, self._branches = self.columns[rows], self.starts[rows], branches
 
     def attention(
         self, prepared: Sequence[Prepared], answers: Sequence[Sequence[int]], shares: Shares
@@ -188,19 +195,29 @@ class Recorder:
         the host that takes longer than taking the rows.
         """
         parts, self._parts[sample] = self._parts[sample], []
+        inside = self._inside[sample]
         mine: list[torch.Tensor] = []
         for part in parts:
             if mine and steps <= 0:
                 break  # only longer answers of the batch have filled what follows
-            mine.append(part[:steps, ..., : self._counts[sample]])
+            mine.append(part[:steps, ..., : _span(inside)])
             steps -= len(part)
         order = sorted(self._layers)
-        return partial(_together, mine, [order.index(layer) for layer in self._layers])
+        return partial(_together, mine, [order.index(layer) for layer in self._layers], inside)
 
 
-def _together(parts: Sequence[torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
-    """(layers, heads, steps, N) in an order of layers, from parts (some steps, layers, heads, N)."""
+def _span(places: torch.Tensor) -> int:
+    """From the first key to the last of ascending `places`, which count from 0."""
+    return int(places[-1]) + 1 if len(places) else 0
+
+
+def _together(parts: Sequence[torch.Tensor], layers: Sequence[int], inside: torch.Tensor) -> torch.Tensor:
+    """(layers, heads, steps, image tokens) in an order of layers, from parts (some steps, layers, heads, N) of which
+    the keys `inside` are wanted.
+    """
     if not parts:
         return torch.zeros(0, 0, 0, 0)
     rows = torch.cat(list(parts)).permute(1, 2, 0, 3)
+    if len(inside) < rows.shape[-1]:
+        rows = rows[..., inside.to(rows.device)]
     return rows.contiguous() if sorted(layers) == list(layers) else rows[list(layers)].contiguous()

@@ -11,15 +11,15 @@ from torch import nn
 from mmattn.adapters import Adapter, Embedded, SharedCache
 from mmattn.attention import Session
 from mmattn.attention.compiling import compiling
+from mmattn.decoding.fast.keeping import KeptRows
 from mmattn.decoding.fast.parts import DecoderParts
 from mmattn.decoding.fast.pool import COLUMNS, SLOTS, Rules, Size
 from mmattn.decoding.fast.prefill import prefill
 from mmattn.decoding.fast.rewriting import Memory, Rewriting
 from mmattn.decoding.fast.step import DecodeStep
 from mmattn.decoding.progress import Progress
+from mmattn.decoding.recorder import Capture
 
-# Bytes of the rows that are kept together, before they are taken away.
-PIECE = 24 << 20
 # Takes rows (B, layers, heads, N) that decide a token away, the number of which it hears, and that of the first layer
 # among those that are kept; what it gives has happened when they may be overwritten.
 Take = Callable[[int, torch.Tensor, int], torch.cuda.Event | None]
@@ -32,7 +32,7 @@ class Lane:
         branches: rows of each sample.
         rewriting: the method's edits.
         progress: the answers.
-        columns: (B, N) slots of image tokens, of which attention is kept.
+        kept: attention that is kept, to N image tokens of each sample; None where none is.
     """
 
     def __init__(self, adapter: Adapter, parts: DecoderParts, rules: Rules, size: Size) -> None:
@@ -45,10 +45,8 @@ class Lane:
         self._keys, self._values = (torch.empty(shape, device=parts.device, dtype=parts.dtype) for _ in range(2))
         edits = rules.method.edits()
         self.rewriting = Rewriting(edits, rules.names, depth, parts.heads, rows, size.slots, parts.device)
-        kept, exits = rules.capture, rules.method.exits(depth, adapter.tied)
-        layers = () if kept is None else tuple(range(depth) if kept.layers is None else sorted(kept.layers))
-        heads = range(parts.heads) if kept is None or kept.heads is None else kept.heads
-        some = _at_once(len(layers), 4 * size.samples * len(heads) * size.columns)
+        exits = rules.method.exits(depth, adapter.tied)
+        self.kept = _kept(rules.capture, depth, parts, size)
         self._step = DecodeStep(
             parts,
             self._keys,
@@ -59,8 +57,7 @@ class Lane:
             rewritten=self.rewriting.layers,
             remix=self.rewriting.remix,
             remixed=self.rewriting.remixed,
-            kept=layers,
-            at_once=some,
+            kept=self.kept,
             exits=exits.layers if exits else (),
         )
         # Modules, not the adapter: it would keep the model alive.
@@ -75,11 +72,6 @@ class Lane:
             adapter.pad_token_id,
             parts.device,
         )
-        self.columns = torch.zeros(size.samples, size.columns, dtype=torch.long, device=parts.device)
-        self._heads = torch.tensor(list(heads), dtype=torch.long, device=parts.device)
-        # While the rows of one piece are taken away, the next one's come.
-        shape = (2, size.samples, min(some, len(layers)), len(heads), size.columns)
-        self._rows = torch.empty(shape, device=parts.device)
         self._taken: list[torch.cuda.Event | None] = [None, None]
         self._graphs: list[torch.cuda.CUDAGraph] = []
         if parts.device.type == "cuda":
@@ -184,7 +176,7 @@ class Lane:
 
     def _step_on(self, number: int, take: Take | None) -> None:
         """The step that makes token `number`, and its rows."""
-        for piece, layers in enumerate(self._step.kept):
+        for piece in range(len(self._step.spans)):
             taken = self._taken[piece % 2]
             if taken is not None:
                 taken.wait()
@@ -192,16 +184,14 @@ class Lane:
                 self._graphs[piece].replay()
             else:
                 self._run(piece)
-            if take is not None:
-                first = sum(map(len, self._step.kept[:piece]))
-                self._taken[piece % 2] = take(number, self._rows[piece % 2, :, : len(layers)], first)
+            if take is not None and self.kept is not None:
+                first = sum(map(len, self.kept.pieces[:piece]))
+                self._taken[piece % 2] = take(number, self.kept.of_piece(piece), first)
 
     def _run(self, piece: int) -> None:
         step = self._step
         step.piece(piece)
-        if self._rows.numel():
-            step.keep(piece, self._heads, self.columns, self._rows[piece % 2, :, : len(step.kept[piece])])
-        if piece + 1 < len(step.kept):
+        if piece + 1 < len(step.spans):
             return
         step.end()
         logits = step.logits.view(self.size.samples, self.branches, -1)
@@ -210,7 +200,7 @@ class Lane:
         step.tokens.copy_(chosen.repeat_interleave(self.branches))
 
     def _capture(self) -> None:
-        pieces = range(len(self._step.kept))
+        pieces = range(len(self._step.spans))
         self.progress.start([], torch.zeros(0, 0))
         stream = _stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -230,9 +220,13 @@ class Lane:
                 self._graphs.append(graph)
 
 
-def _at_once(layers: int, size: int) -> int:
-    """Of how many layers, of so many bytes each, the rows are kept together; in two pieces at least, if they can be."""
-    return max(1, min(PIECE // max(size, 1), -(-layers // 2)))
+def _kept(capture: Capture | None, depth: int, parts: DecoderParts, size: Size) -> KeptRows | None:
+    """Room for what `capture` wants kept."""
+    if capture is None or not size.columns:
+        return None
+    layers = range(depth) if capture.layers is None else sorted(capture.layers)
+    heads = range(parts.heads) if capture.heads is None else capture.heads
+    return KeptRows(layers, heads, parts.heads, size.samples, size.columns, parts.device)
 
 
 def _event() -> torch.cuda.Event:

@@ -13,7 +13,7 @@ import torch
 from mmattn.attention import RowCapture, Session
 from mmattn.decoding.fast import kernels
 from mmattn.decoding.fast.parts import DecoderParts
-from mmattn.decoding.fast.step import attention_blocks, keep_rows
+from mmattn.decoding.fast.step import NORMALISED, attention_blocks, keep_rows
 
 SPLITS = 4  # programs that share the keys of a row and head
 
@@ -60,11 +60,11 @@ class LastRows:
         scores = torch.empty(layers, rows, parts.heads, 1, slots, device=device)
         none = scores  # what only computing scores leaves alone
         kernels.attention[(layers * rows, parts.groups, SPLITS)](
-            self._queries, keys, keys, hidden, scores, none, none, none, none, begins, length, self._owners,
-            parts.scale, H=parts.heads, G=parts.groups, D=parts.dim, C=slots, PARTS=SPLITS, HIDES=True, WRITE=True,
-            READ=False, MIX=False, OWNED=True, **attention_blocks(parts, slots),
+            self._queries, keys, keys, hidden, scores, none, none, none, none, none, none, none, begins, length,
+            self._owners, parts.scale, 1, 0, 0, H=parts.heads, G=parts.groups, D=parts.dim, C=slots, PARTS=SPLITS,
+            HIDES=True, KEEP=False, WRITE=True, READ=False, MIX=False, OWNED=True, BLOCK_N=NORMALISED, TILES=0,
+            **attention_blocks(parts, slots),
         )  # fmt: skip
         out = scores.new_empty(rows, layers, parts.heads, self._columns.shape[1])
-        final = torch.zeros(layers, dtype=torch.int8, device=device)
-        keep_rows(scores, final, torch.arange(parts.heads, device=device), self._columns, out, begins, length)
+        keep_rows(scores, torch.arange(parts.heads, device=device), self._columns, out, begins, length)
         self._capture.together = out.transpose(0, 1)[:, :, :, None]

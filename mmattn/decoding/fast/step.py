@@ -12,6 +12,7 @@ import torch
 import triton
 
 from mmattn.decoding.fast import kernels
+from mmattn.decoding.fast.keeping import KeptRows
 from mmattn.decoding.fast.parts import DecoderParts, LayerParts
 
 # Takes a layer and its scores (M, H, 1, C) float32, -inf on slots without a visible key; gives the weights.
@@ -55,6 +56,8 @@ ONTO = {
 }
 # Rows of which one program rotates one head.
 ROTATED = 4
+# How many scores of a row that is kept a program may hold, and how many it finishes at once.
+HELD, NORMALISED = 4096, 1024
 # Shared memory of one program of `attention` for heads of 128 in half precision, in bytes: smaller heads take half.
 ATTENTION_MEMORY = 75_000
 
@@ -73,9 +76,9 @@ class DecodeStep:
         begins: (M,) int32, first slot that holds a token of the row.
         hidden: (M, C) int8, 1 where a row must not look.
         logits: (M, V) float32, the result.
-        scores: (layers of a piece that are kept, and perhaps one, M, H, 1, C) float32, attention before the softmax,
-            -inf where nothing is visible; after it in layers that are rewritten.
-        kept: the layers of each piece that are kept. spans: from which layer to which each piece goes.
+        scores: (M, H, 1, C) float32, attention of a layer that is rewritten, before the softmax; -inf where nothing is
+            visible.
+        spans: from which layer to which each piece goes; there are several where attention is kept.
         left: (M, exits, hidden), the hidden states that entered these layers.
     """
 
@@ -91,15 +94,13 @@ class DecodeStep:
         rewritten: frozenset[int] = frozenset(),
         remix: Remix | None = None,
         remixed: frozenset[int] = frozenset(),
-        kept: tuple[int, ...] = (),
-        at_once: int = 0,
+        kept: KeptRows | None = None,
         exits: tuple[int, ...] = (),
     ) -> None:
-        """`keys` and `values` (L, M, G, C, D) are the cache; `kept` layers leave their scores, `rewritten` ones are
-        rewritten, `remixed` ones have their heads' output changed. What enters layers of `exits` is left in `left`.
+        """`keys` and `values` (L, M, G, C, D) are the cache; layers of `rewritten` are rewritten, those of `remixed`
+        have their heads' output changed. What enters layers of `exits` is left in `left`.
 
-        Scores of `at_once` layers have room (of all, with 0): the step comes in as many pieces as that takes, and
-        `keep` is called after each.
+        The step comes in as many pieces as `kept` has: after each, the rows of its layers are there to be taken.
         """
         self.parts, self.keys, self.values = parts, keys, values
         self.hides, self.rewrite, self.rewritten = hides, rewrite, rewritten
@@ -125,19 +126,15 @@ class DecodeStep:
         self._squares = torch.empty(self._blocks, rows, device=device)
         self.logits = torch.empty(rows, len(parts.head), device=device, dtype=torch.float32)
         self._splits = splits(rows * groups, slots, device)
+        if kept is not None:
+            self._splits = max(self._splits, -(-slots // HELD))
         lines = rows * parts.heads * self._splits
         self._part_out = torch.empty(lines, dim, device=device)
         self._part_max, self._part_sum = (torch.empty(lines, device=device) for _ in range(2))
-        size = at_once or max(len(kept), 1)
-        self.kept = [kept[first : first + size] for first in range(0, len(kept), size)] or [()]
-        ends = [*(one[-1] + 1 for one in self.kept[:-1]), len(parts.layers)]
-        self.spans = list(zip([0, *ends[:-1]], ends, strict=True))
-        self._place = {layer: place for piece in self.kept for place, layer in enumerate(piece)}
-        # Scores to be rewritten have one buffer for all layers, at the end.
-        buffers = min(size, len(kept)) + bool(rewritten)
-        self.scores = torch.empty(buffers, rows, parts.heads, 1, slots, device=device)
-        final = [[layer in rewritten for layer in piece] for piece in self.kept]
-        self._final = [torch.tensor(piece, device=device, dtype=torch.int8) for piece in final]
+        self._kept = kept
+        ends = [piece[-1] + 1 for piece in kept.pieces[:-1]] if kept else []
+        self.spans = list(zip([0, *ends], [*ends, len(parts.layers)], strict=True))
+        self.scores = torch.empty(rows if rewritten else 0, parts.heads, 1, slots, device=device)
         self._none = torch.empty(1, device=device)
         self._exits = {layer: place for place, layer in enumerate(exits)}
         self.left = torch.empty(rows, len(exits), parts.hidden, device=device, dtype=half)
@@ -183,12 +180,6 @@ class DecodeStep:
         self.length += 1
         self.positions += 1
 
-    def keep(self, number: int, heads: torch.Tensor, columns: torch.Tensor, out: torch.Tensor) -> None:
-        """Attention of the piece that ran last, before `end`, into `out` (B, layers, heads, N): of each sample's first
-        row, at slots `columns` (B, N).
-        """
-        keep_rows(self.scores, self._final[number], heads, columns, out, self.begins, self.length)
-
     def _project(self, index: int, pieces: int) -> None:
         """Query of a layer, rotated; key and value into the cache."""
         parts, layer = self.parts, self.parts.layers[index]
@@ -217,42 +208,50 @@ class DecodeStep:
         )  # fmt: skip
 
     def _attend(self, index: int) -> None:
-        keys, values = self.keys[index], self.values[index]
-        place = self._place.get(index)
+        kept = self._kept.of_layer(index) if self._kept else None
         if index not in self.rewritten:
-            scores = self._none if place is None else self.scores[place]
-            self._attention(keys, values, scores, write=place is not None, read=False, mix=True)
+            self._attention(index, self._none, kept=kept)
             return
         assert self.rewrite is not None
-        scores = self.scores[-1]
-        self._attention(keys, values, scores, write=True, read=False, mix=False)
-        weights = self.rewrite(index, scores).contiguous()
-        if place is not None:
-            self.scores[place].copy_(weights)
-        self._attention(keys, values, weights, write=False, read=True, mix=True)
+        self._attention(index, self.scores, write=True, mix=False)
+        weights = self.rewrite(index, self.scores).contiguous()
+        if kept is not None:
+            rows = self._kept
+            assert rows is not None
+            keep_rows(weights[None], rows.heads, rows.columns, kept[:, None], self.begins, self.length, final=True)
+        self._attention(index, weights, read=True)
 
     def _attention(
         self,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        index: int,
         scores: torch.Tensor,
         *,
-        write: bool,
-        read: bool,
-        mix: bool,
+        kept: torch.Tensor | None = None,
+        write: bool = False,
+        read: bool = False,
+        mix: bool = True,
     ) -> None:
-        parts, splits = self.parts, self._splits
+        parts, parted, splits = self.parts, (self._part_out, self._part_max, self._part_sum), self._splits
+        none, rows = self._none, self._kept
+        keep, starts, place_of, each, count, apart = none, none, none, 1, 0, 0
+        if kept is not None and rows is not None:
+            keep, starts, place_of = kept, rows.starts, rows.place_of
+            each, count, apart = self.rows // len(kept), kept.shape[2], kept.stride(0)
+        cut = attention_blocks(parts, self.slots)
+        alone = kept is not None and parts.heads == parts.groups
+        tiles = triton.next_power_of_2(-(-self.slots // (splits * cut["BLOCK"]))) if alone else 0
         kernels.attention[(self.rows, parts.groups, splits)](
-            self._qkv, keys, values, self.hidden, scores, self._part_out, self._part_max, self._part_sum, self._mixed,
-            self.begins, self.length, self._none, parts.scale,
-            H=parts.heads, G=parts.groups, D=parts.dim, C=self.slots, PARTS=splits, HIDES=self.hides, WRITE=write,
-            READ=read, MIX=mix, OWNED=False, **attention_blocks(parts, self.slots),
+            self._qkv, self.keys[index], self.values[index], self.hidden, scores, keep, starts, place_of, *parted,
+            self._mixed, self.begins, self.length, none, parts.scale, each, count, apart,
+            H=parts.heads, G=parts.groups, D=parts.dim, C=self.slots, PARTS=splits, HIDES=self.hides,
+            KEEP=kept is not None, WRITE=write, READ=read, MIX=mix, OWNED=False, BLOCK_N=NORMALISED,
+            TILES=tiles, **cut,
         )  # fmt: skip
         if mix and splits > 1:
             kernels.join_parts[(self.rows * parts.heads,)](
-                self._part_out, self._part_max, self._part_sum, self._mixed, D=parts.dim, PARTS=splits,
-                BLOCK_P=triton.next_power_of_2(splits), BLOCK_D=triton.next_power_of_2(parts.dim), READ=read,
-                num_warps=1,
+                *parted, self._mixed, keep, place_of, each, count, apart, H=parts.heads, D=parts.dim, PARTS=splits,
+                KEEP=kept is not None, READ=read, BLOCK_P=triton.next_power_of_2(splits),
+                BLOCK_D=triton.next_power_of_2(parts.dim), BLOCK_N=NORMALISED, num_warps=1 if kept is None else 4,
             )  # fmt: skip
 
     def _read_out(self) -> None:
@@ -300,21 +299,22 @@ def attention_blocks(parts: DecoderParts, slots: int) -> dict[str, int]:
 
 def keep_rows(
     scores: torch.Tensor,
-    final: torch.Tensor,
     heads: torch.Tensor,
     columns: torch.Tensor,
     out: torch.Tensor,
     begins: torch.Tensor,
     length: torch.Tensor,
+    *,
+    final: bool = False,
 ) -> None:
-    """Weights at slots `columns` (B, N) into `out` (B, layers, heads, N), from `scores` (layers or more, M, H, 1, C) of
-    rows whose tokens stand from `begins` (M,) to `length`.
+    """Weights of `heads` at slots `columns` (B, N) into `out` (B, layers, heads, N), from `scores` (layers, M, H, 1, C)
+    of rows whose tokens stand from `begins` (M,) to `length`; `final`: these are weights.
     """
     samples, layers, some, count = out.shape
     _, rows, every, _, slots = scores.shape
     kernels.keep_rows[(layers * samples * some,)](
-        scores, final, heads, columns, out, begins, length, rows, every, slots, count, samples, some, rows // samples,
-        out.stride(0), BLOCK=512, num_warps=4,
+        scores, heads, columns, out, begins, length, rows, every, slots, count, samples, some, rows // samples,
+        out.stride(0), FINAL=final, BLOCK=512, num_warps=4,
     )  # fmt: skip
 
 

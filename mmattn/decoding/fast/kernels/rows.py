@@ -90,8 +90,7 @@ def mix_rows(
 
 @triton.jit
 def keep_rows(
-    scores,  # (layers, M, H, C) float32, before the softmax; after it in layers that are `final`
-    final,  # (layers,) int8
+    scores,  # (layers, M, H, C) float32, before the softmax; after it with FINAL
     heads,  # (KH,) the heads to keep
     columns,  # (B, N) the slots to keep
     out,  # (B, layers, KH, N) float32, samples OUT apart
@@ -105,9 +104,10 @@ def keep_rows(
     KH,
     K,  # rows of each sample, of which the first one is kept
     OUT,
+    FINAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Attention weights at chosen slots; a program per layer, sample and head, which reads its scores twice."""
+    """Attention weights at chosen slots; a program per layer, sample and head, which may read its scores twice."""
     at = tl.program_id(0)
     layer = (at // (KH * B)).to(tl.int64)
     sample = (at // KH % B).to(tl.int64)
@@ -116,23 +116,25 @@ def keep_rows(
     begin = tl.load(begins + sample * K)
     end = tl.load(length) + 1
     s = tl.arange(0, BLOCK)
-    top = tl.full((BLOCK,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(begin, end, BLOCK):
-        score = tl.load(here + start + s, mask=start + s < end, other=float("-inf"))
-        new_top = tl.maximum(top, score)
-        safe = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp(top - safe) + tl.exp(score - safe)
-        top = new_top
-    highest = tl.max(top, 0)
-    highest = tl.where(highest == float("-inf"), 0.0, highest)
-    whole = tl.sum(total * tl.exp(top - highest), 0)
-    done = tl.load(final + layer) != 0
+    if not FINAL:
+        top = tl.full((BLOCK,), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK,), tl.float32)
+        for start in range(begin, end, BLOCK):
+            score = tl.load(here + start + s, mask=start + s < end, other=float("-inf"))
+            new_top = tl.maximum(top, score)
+            safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+            total = total * tl.exp(top - safe) + tl.exp(score - safe)
+            top = new_top
+        highest = tl.max(top, 0)
+        highest = tl.where(highest == float("-inf"), 0.0, highest)
+        whole = tl.sum(total * tl.exp(top - highest), 0)
     there = out + sample * OUT + (layer * KH + head) * N
     for start in range(0, N, BLOCK):
         n = start + s
         column = tl.load(columns + sample * N + n, mask=n < N, other=0)
         seen = (n < N) & (column >= begin) & (column < end)
-        score = tl.load(here + column, mask=seen, other=float("-inf"))
-        weight = tl.where(done, tl.where(seen, score, 0.0), tl.exp(score - highest) / whole)
+        if FINAL:
+            weight = tl.load(here + column, mask=seen, other=0.0)
+        else:
+            weight = tl.exp(tl.load(here + column, mask=seen, other=float("-inf")) - highest) / whole
         tl.store(there + n, weight, mask=n < N)
