@@ -38,12 +38,12 @@ CANDIDATES = {
     ],
     16: [
         (64, 128, 4, 4), (64, 128, 4, 5), (64, 128, 4, 6), (64, 256, 4, 3), (64, 256, 8, 4), (128, 64, 8, 5),
-        (128, 64, 4, 5), (128, 64, 8, 8), (128, 128, 8, 3), (128, 128, 8, 4), (32, 256, 4, 5), (32, 512, 4, 3),
+        (128, 64, 4, 5), (128, 64, 8, 8), (128, 128, 8, 3), (128, 128, 8, 4), (32, 256, 4, 5), (64, 128, 4, 3),
     ],
     64: [
-        (64, 64, 4, 5), (64, 64, 4, 6), (64, 64, 4, 8), (64, 64, 8, 6), (64, 128, 4, 3), (64, 128, 4, 4),
+        (64, 64, 4, 4), (64, 64, 4, 6), (64, 64, 4, 8), (64, 64, 8, 6), (64, 128, 4, 3), (64, 128, 4, 4),
         (64, 128, 4, 5), (128, 64, 4, 4), (128, 64, 4, 5), (128, 64, 8, 6), (32, 64, 4, 8), (64, 128, 8, 5),
-        (128, 128, 8, 4), (256, 64, 8, 3), (256, 32, 8, 6), (128, 32, 4, 8), (64, 256, 8, 3),
+        (128, 128, 8, 4), (128, 128, 4, 4), (256, 32, 8, 6), (128, 32, 4, 8), (64, 256, 8, 3),
     ],
 }  # fmt: skip
 SPLITS = (1, 2, 4, 8)
@@ -154,7 +154,7 @@ def sweep(parts: DecoderParts, rows: int, tile: int) -> list[dict[str, Any]]:
     """Every candidate for every kind of product."""
     found = []
     for (n, k, warps, stages), split in itertools.product(CANDIDATES[tile], SPLITS):
-        for table in (fast.PRODUCT, fast.GATED, fast.ONTO):
+        for table in (fast.PROJECT, fast.GATED, fast.ONTO):
             table[tile] = fast.Blocks(tile, n, k, warps, stages, split)
         made = step_of(parts, rows, 600, 704)
         for name, (work, size) in products(made).items():

@@ -36,7 +36,8 @@ from tests.test_methods import STRONG
 from tests.tiny import FAMILIES, tiny_llava
 
 STEPS = 2
-# Heads of several blocks, which the projection rotates by itself, and each with a key head of its own.
+# Heads of whole blocks, one or (for a single row) several, which the projection rotates by itself; each with a key head
+# of its own.
 KINDS = {**FAMILIES, "wide": partial(tiny_llava, 4, head_dim=32)}
 # Edits that remember the prefill, tell the layers above, change heads' output or part of the branches, tokens that a
 # branch must not see, and early layers.
@@ -241,9 +242,10 @@ def same_rows(found: Sequence[mmattn.Generation], expected: Sequence[mmattn.Gene
 
 def main() -> None:
     """Command line: the families to compare."""
-    for table in (fast.PRODUCT, fast.GATED, fast.ONTO):  # small enough to be cut in tiny models, too
+    for table in (fast.PRODUCT, fast.PROJECT, fast.GATED, fast.ONTO):  # small enough to be cut in tiny models, too
         for rows, blocks in table.items():
-            table[rows] = replace(blocks, m=min(blocks.m, 16), n=4 if rows == 1 else 16, k=32)
+            several = 32 if table is fast.PROJECT else 16  # a whole head of "wide"
+            table[rows] = replace(blocks, m=min(blocks.m, 16), n=4 if rows == 1 else several, k=32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens = 3 if device == "cpu" else 20
     generate(sys.argv[1], device, tokens, FULL)

@@ -51,8 +51,16 @@ def _launch(kernel: Any, given: Any, named: Any) -> dict[str, Any]:
         if "constexpr" in str(signature.parameters[name].annotation):
             constants[name] = value
         else:
-            types[name] = TYPES[value.dtype if isinstance(value, torch.Tensor) else type(value)]
+            types[name] = _type(value)
     return {"kernel": kernel.fn.__name__, "types": types, "constants": constants, "options": options}
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return TYPES[value.dtype]
+    if type(value) in TYPES:
+        return TYPES[type(value)]
+    return f"tensordesc<{TYPES[value.base.dtype][1:]}{value.block_shape}>"  # as triton.runtime.jit names it
 
 
 def compiled(launch: dict[str, Any]) -> int:

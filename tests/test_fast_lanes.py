@@ -47,7 +47,7 @@ def test_decoders_of_another_build_are_refused() -> None:
         take_apart(adapter_for(*FAMILIES["instructblip-t5"]()))
 
 
-@pytest.mark.parametrize("change", ["hook", "product", "bias", "type", "window", "activation"])
+@pytest.mark.parametrize("change", ["hook", "product", "bias", "type", "place", "window", "activation"])
 def test_changed_decoders_are_refused(change: str) -> None:
     model, processor = tiny_llava()
     decoder = model.model.language_model
@@ -60,6 +60,8 @@ def test_changed_decoders_are_refused(change: str) -> None:
         layer.mlp.down_proj = nn.Linear(96, 48)
     elif change == "type":
         layer.mlp.down_proj.to(torch.bfloat16)
+    elif change == "place":
+        layer.mlp.down_proj.weight.data = torch.zeros(48 * 96 + 1)[1:].view(48, 96)
     elif change == "window":
         decoder.config.layer_types = ["sliding_attention"] * 3
     else:

@@ -120,6 +120,8 @@ def take_apart(adapter: Adapter) -> DecoderParts:
     weights = {(one.device, one.dtype) for one in (*decoder.parameters(), parts.head, parts.embedding)}
     if len(weights) > 1:
         raise NotFastError("its weights are of several devices or types")
+    if not all(map(_aligned, [parts.head, *(one.weight for layer in layers for one in _products(layer))])):
+        raise NotFastError("rows of its weights do not begin at multiples of 16 bytes")
     return parts
 
 
@@ -156,6 +158,11 @@ def _plain(decoder: Any, head: Any) -> None:
         raise NotFastError("some of its products are no nn.Linear")
 
 
-def _products(layer: Any) -> list[nn.Module]:
+def _products(layer: Any) -> list[Any]:
     attention, mlp = layer.self_attn, layer.mlp
     return [getattr(attention, f"{one}_proj") for one in "qkvo"] + [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+
+def _aligned(weight: torch.Tensor) -> bool:
+    """Whether the device's copy engine can bring tiles of `weight` (N, K)."""
+    return weight.is_contiguous() and weight.data_ptr() % 16 == 0 and weight[0].nbytes % 16 == 0

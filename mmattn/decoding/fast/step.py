@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mmattn.decoding.fast import kernels
 from mmattn.decoding.fast.keeping import KeptRows
@@ -39,18 +40,25 @@ PRODUCT = {
     1: Blocks(1, 2, 2048, 8, 1),
     16: Blocks(16, 64, 128, 4, 4),
     32: Blocks(32, 64, 128, 4, 4),
-    64: Blocks(64, 64, 128, 4, 3),
+    64: Blocks(64, 128, 64, 4, 6),
+}
+# With several rows, a head that is one block is rotated at once; smaller heads have smaller blocks.
+PROJECT = {
+    1: Blocks(1, 2, 2048, 8, 1),
+    16: Blocks(16, 128, 128, 8, 4),
+    32: Blocks(32, 128, 128, 4, 4),
+    64: Blocks(64, 128, 128, 8, 4),
 }
 GATED = {
     1: Blocks(1, 2, 2048, 8, 1),
-    16: Blocks(16, 128, 128, 8, 3),
-    32: Blocks(32, 128, 64, 8, 4),
-    64: Blocks(64, 128, 64, 4, 4),
+    16: Blocks(16, 64, 128, 4, 3),
+    32: Blocks(32, 64, 64, 4, 4),
+    64: Blocks(64, 64, 64, 4, 4),
 }
 # Their blocks also are the parts in which the sums of squares come, so they are rather large.
 ONTO = {
     1: Blocks(1, 4, 1024, 4, 1),
-    16: Blocks(16, 64, 128, 4, 6, split=2),
+    16: Blocks(16, 64, 128, 4, 5, split=2),
     32: Blocks(32, 64, 128, 4, 5, split=2),
     64: Blocks(64, 64, 128, 4, 5, split=2),
 }
@@ -63,9 +71,13 @@ ATTENTION_MEMORY = 75_000
 
 
 def _fitted(table: dict[int, Blocks], rows: int, inputs: int, itemsize: int) -> Blocks:
-    """The blocks of `table` for this many rows, no wider than the inputs, and narrower for wider numbers."""
+    """The blocks of `table` for this many rows, no wider than the inputs, and narrower for wider numbers.
+
+    Tensor cores take no float32, and the ordinary units not more than 16 inputs of several rows without spilling.
+    """
     blocks = table[next((one for one in table if rows <= one), 64)]
-    return replace(blocks, k=max(min(blocks.k * 2 // itemsize, triton.next_power_of_2(inputs)), 16))
+    k = 16 if rows > 1 and itemsize > 2 else blocks.k * 2 // itemsize
+    return replace(blocks, k=max(min(k, triton.next_power_of_2(inputs)), 16))
 
 
 class DecodeStep:
@@ -136,6 +148,7 @@ class DecodeStep:
         self.spans = list(zip([0, *ends], [*ends, len(parts.layers)], strict=True))
         self.scores = torch.empty(rows if rewritten else 0, parts.heads, 1, slots, device=device)
         self._none = torch.empty(1, device=device)
+        self._descriptors: dict[tuple[int, int, int], TensorDescriptor] = {}
         self._exits = {layer: place for place, layer in enumerate(exits)}
         self.left = torch.empty(rows, len(exits), parts.hidden, device=device, dtype=half)
         self._cosines, self._sines = _rotations(parts, last_position)
@@ -183,17 +196,21 @@ class DecodeStep:
     def _project(self, index: int, pieces: int) -> None:
         """Query of a layer, rotated; key and value into the cache."""
         parts, layer = self.parts, self.parts.layers[index]
-        blocks = _fitted(PRODUCT, self.rows, parts.hidden, self._stream.element_size())
+        blocks = _fitted(PROJECT, self.rows, parts.hidden, self._stream.element_size())
+        blocks = replace(blocks, n=min(blocks.n, triton.next_power_of_2(parts.dim)))
         three = (layer.query, layer.key, layer.value)
         biases = [self._none if one.bias is None else one.bias for one in three]
         gains = (layer.query_gain, layer.key_gain)
-        # Rotating at once takes whole blocks per head, and a norm of query and key whole heads.
+        # What is rotated together must be one block's: a single row picks its outputs, several take neighbours. A norm
+        # of query and key comes before.
         normed = gains[0] is not None
-        rotate = not normed and blocks.n % 2 == 0 and parts.dim % blocks.n == 0
+        picked = self.rows == 1 and blocks.n % 2 == 0 and parts.dim % blocks.n == 0
+        rotate = not normed and (picked or parts.dim == blocks.n)
         sizes = (parts.heads * parts.dim, *[parts.groups * parts.dim] * 2)
+        x, *weights = self._read(blocks, self._ready, *(one.weight for one in three))
         kernels.project[self._grid(blocks, *sizes)](
-            self._ready, self._squares, pieces, *(one.weight for one in three), *biases, self._qkv, self.keys[index],
-            self.values[index], self.positions, self._cosines, self._sines, self.length, self.rows, self.slots,
+            x, self._squares, pieces, *weights, *biases, self._qkv, self.keys[index], self.values[index],
+            self.positions, self._cosines, self._sines, self.length, self.rows, self.slots,
             H=parts.heads, G=parts.groups, D=parts.dim, K=parts.hidden, EPS=parts.eps,
             BIAS=layer.query.bias is not None, ROTATE=rotate, ONE=self.rows == 1, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
             BLOCK_K=blocks.k, BLOCK_P=triton.next_power_of_2(pieces), num_warps=blocks.warps, num_stages=blocks.stages,
@@ -257,8 +274,9 @@ class DecodeStep:
     def _read_out(self) -> None:
         parts, head = self.parts, self.parts.head
         blocks = _fitted(PRODUCT, self.rows, parts.hidden, self._stream.element_size())
+        x, weight = self._read(blocks, self._ready, head)
         kernels.product[self._grid(blocks, len(head))](
-            self._ready, self._squares, self._blocks, head, self.logits, self.rows, len(head), parts.hidden, parts.eps,
+            x, self._squares, self._blocks, weight, self.logits, self.rows, len(head), parts.hidden, parts.eps,
             self.rows == 1, blocks.m, blocks.n, blocks.k, triton.next_power_of_2(self._blocks),
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
@@ -266,6 +284,7 @@ class DecodeStep:
     def _onto_stream(self, x: torch.Tensor, weight: torch.Tensor, gain: torch.Tensor) -> None:
         outputs, inputs = weight.shape
         blocks = _fitted(ONTO, self.rows, inputs, x.element_size())
+        x, weight = self._read(blocks, x, weight)
         kernels.product_onto[(*self._grid(blocks, outputs), blocks.split)](
             x, weight, self._stream, gain, self._ready, self._squares, self._pieces, self._arrivals, self.rows, outputs,
             inputs, self.rows == 1, blocks.split, blocks.m, blocks.n, blocks.k,
@@ -275,12 +294,25 @@ class DecodeStep:
     def _gated(self, layer: LayerParts, pieces: int) -> None:
         parts = self.parts
         blocks = _fitted(GATED, self.rows, parts.hidden, self._stream.element_size())
+        x, gate, up = self._read(blocks, self._ready, layer.gate, layer.up)
         kernels.gated_product[self._grid(blocks, parts.inner)](
-            self._ready, self._squares, pieces, layer.gate, layer.up, self._inner, self.rows,
-            parts.inner, parts.hidden, parts.eps, self.rows == 1, blocks.m, blocks.n, blocks.k,
-            triton.next_power_of_2(pieces),
+            x, self._squares, pieces, gate, up, self._inner, self.rows, parts.inner, parts.hidden, parts.eps,
+            self.rows == 1, blocks.m, blocks.n, blocks.k, triton.next_power_of_2(pieces),
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
+
+    def _read(self, blocks: Blocks, x: torch.Tensor, *weights: torch.Tensor) -> list[torch.Tensor | TensorDescriptor]:
+        """A product's input (M, K) and weights (N, K) as it reads them: several rows by tiles."""
+        if self.rows == 1:
+            return [x, *weights]
+        return [self._tiles(x, blocks.m, blocks.k), *(self._tiles(one, blocks.n, blocks.k) for one in weights)]
+
+    def _tiles(self, matrix: torch.Tensor, height: int, width: int) -> TensorDescriptor:
+        """What the copy engine needs to bring tiles of `matrix`."""
+        key = (matrix.data_ptr(), height, width)
+        if key not in self._descriptors:
+            self._descriptors[key] = TensorDescriptor.from_tensor(matrix, [height, width])
+        return self._descriptors[key]
 
     def _grid(self, blocks: Blocks, *sizes: int) -> tuple[int, int]:
         return sum(triton.cdiv(one, blocks.n) for one in sizes), triton.cdiv(self.rows, blocks.m)

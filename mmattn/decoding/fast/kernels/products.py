@@ -4,6 +4,10 @@ A product reads each weight once and serves up to 64 rows from it. RMS normalisa
 row multiplies in, and one factor per row, which the next product applies at its end from sums of squares that come
 with the row; so no kernel passes over the hidden states for itself.
 
+A single row reads its input and weights by their places in memory. With several, they come as descriptors, of which
+the device's copy engine brings tiles (BLOCK_M, BLOCK_K) and (BLOCK_N, BLOCK_K): without threads that work out places,
+more of them are on their way.
+
 Shapes: M rows (samples x branches), K and N features.
 """
 
@@ -47,35 +51,29 @@ def _weight_tile(weight, rows, columns, N, K: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
-def _input_tile(x, rows, columns, M, K: tl.constexpr):
-    inside = (rows[None, :] < M) & (columns[:, None] < K)
-    return tl.load(x + rows[None, :] * K + columns[:, None], mask=inside, other=0.0)
-
-
-@triton.jit
 def _sums(
-    x, weight, n, m, M, width, first, last, K: tl.constexpr, ONE: tl.constexpr, BLOCK_N: tl.constexpr,
+    x, weight, block, n, width, first, last, K: tl.constexpr, ONE: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
-    """The product x @ weight.T over inputs [first, last) for outputs `n`, (BLOCK_N, BLOCK_M) float32.
+    """The product x @ weight.T over inputs [first, last), (BLOCK_N, BLOCK_M) float32.
 
-    A single row multiplies on the ordinary units, straight from memory to registers; more rows use the tensor cores,
-    with the weights as left operand.
+    A single row multiplies on the ordinary units, straight from memory to registers, for outputs `n`. More rows use
+    the tensor cores, with the weights as left operand, for the outputs of `block`. Beyond an edge, tiles hold zeros.
     """
-    k = tl.arange(0, BLOCK_K)
-    even: tl.constexpr = K % BLOCK_K == 0
     if ONE:
+        k = tl.arange(0, BLOCK_K)
         wide = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         for start in range(first, last, BLOCK_K):
-            tile = _weight_tile(weight, n, start + k, width, K, even).to(tl.float32)
+            tile = _weight_tile(weight, n, start + k, width, K, K % BLOCK_K == 0).to(tl.float32)
             columns = (start + k)[None, :]
             wide += tile * tl.load(x + columns, mask=columns < K, other=0.0).to(tl.float32)
-        acc = tl.where(m[None, :] == 0, tl.sum(wide, 1)[:, None], 0.0)
+        acc = tl.sum(wide, 1)[:, None]
     else:
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         for start in range(first, last, BLOCK_K):
-            tile = _weight_tile(weight, n, start + k, width, K, even)
-            acc = tl.dot(tile, _input_tile(x, m, start + k, M, K), acc, input_precision="ieee")
+            tile = weight.load([block * BLOCK_N, start])
+            rows = x.load([tl.program_id(1) * BLOCK_M, start])
+            acc = tl.dot(tile, rows.T, acc, input_precision="ieee")
     return acc
 
 
@@ -99,7 +97,7 @@ def product(
     """The product out = norm(x) @ weight.T; `x` already has the gain of the norm, its factor comes last."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    acc = _sums(x, weight, n, m, M, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc = _sums(x, weight, tl.program_id(0), n, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
     acc *= _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
     tl.store(out + m[None, :] * N + n[:, None], acc.to(out.dtype.element_ty), mask=(m[None, :] < M) & (n[:, None] < N))
 
@@ -140,7 +138,8 @@ def project(
     """Query, key and value: norm(x) @ weight.T (+ bias) into `out`.
 
     With ROTATE the query is rotated there, and the rotated key and the value go into the cache instead. A block then
-    has as many outputs of a head's lower half as of its upper one, which rotation mixes; D is a multiple of BLOCK_N.
+    has as many outputs of a head's lower half as of its upper one, which rotation mixes; D is a multiple of BLOCK_N,
+    and BLOCK_N itself for several rows.
     """
     block = tl.program_id(0)
     blocks: tl.constexpr = (H * D + BLOCK_N - 1) // BLOCK_N
@@ -163,7 +162,7 @@ def project(
         inner = block % (D // BLOCK_N) * half
         n = block // (D // BLOCK_N) * D + i // half * (D // 2) + inner + i % half
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    acc = _sums(x, weight, n, m, M, width, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc = _sums(x, weight, block, n, width, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
     acc *= _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
     if BIAS:
         acc += tl.load(bias + n, mask=n < width, other=0.0).to(tl.float32)[:, None]
@@ -223,7 +222,7 @@ def product_onto(
     part = tl.program_id(2)
     size: tl.constexpr = (K + SPLIT * BLOCK_K - 1) // (SPLIT * BLOCK_K) * BLOCK_K
     first = part * size
-    acc = _sums(x, weight, n, m, M, N, first, tl.minimum(first + size, K), K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc = _sums(x, weight, block, n, N, first, tl.minimum(first + size, K), K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
     if SPLIT > 1:
         tl.store(pieces + part * M * N + places, acc, mask=inside)
         tl.debug_barrier()
@@ -269,21 +268,21 @@ def gated_product(
     BLOCK_P: tl.constexpr,
 ):
     """The MLP's inner values: silu(norm(x) @ gate.T) * (norm(x) @ up.T)."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    block = tl.program_id(0)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     if ONE:
-        gated = _sums(x, gate, n, m, M, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
-        raised = _sums(x, up, n, m, M, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+        gated = _sums(x, gate, block, n, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+        raised = _sums(x, up, block, n, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
     else:
-        k = tl.arange(0, BLOCK_K)
         gated = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         raised = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         for start in range(0, K, BLOCK_K):
-            gate_tile = _weight_tile(gate, n, start + k, N, K, K % BLOCK_K == 0)
-            up_tile = _weight_tile(up, n, start + k, N, K, K % BLOCK_K == 0)
-            rows = _input_tile(x, m, start + k, M, K)
-            gated = tl.dot(gate_tile, rows, gated, input_precision="ieee")
-            raised = tl.dot(up_tile, rows, raised, input_precision="ieee")
+            rows = x.load([tl.program_id(1) * BLOCK_M, start])
+            gate_tile = gate.load([block * BLOCK_N, start])
+            up_tile = up.load([block * BLOCK_N, start])
+            gated = tl.dot(gate_tile, rows.T, gated, input_precision="ieee")
+            raised = tl.dot(up_tile, rows.T, raised, input_precision="ieee")
     factor = _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
     half = out.dtype.element_ty
     gated = (gated * factor).to(half).to(tl.float32)
