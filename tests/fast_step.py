@@ -242,6 +242,8 @@ def same_rows(found: Sequence[mmattn.Generation], expected: Sequence[mmattn.Gene
 
 def main() -> None:
     """Command line: the families to compare."""
+    from tests.fast_prefill import forgotten, short_prompts  # which takes from here
+
     for table in (fast.PRODUCT, fast.PROJECT, fast.GATED, fast.ONTO):  # small enough to be cut in tiny models, too
         for rows, blocks in table.items():
             several = 32 if table is fast.PROJECT else 16  # a whole head of "wide"
@@ -255,6 +257,9 @@ def main() -> None:
     unedited(sys.argv[1], device, tokens)
     fast.splits = several
     edits_in_a_prompt(sys.argv[1], device)
+    short_prompts("llava", device, tokens - 1)
+    short_prompts("qwen2.5-vl", device, tokens - 1, step=2)  # whose pictures are of several sizes
+    forgotten(device)
     # A single row takes other kernels than several.
     for family, rows in [(sys.argv[1], 2), ("wide", 20), *product([*sys.argv[1:], "wide"], (1, 3))]:
         worst = compare(family, rows, device)

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 
 import mmattn
-from mmattn.adapters import adapter_for
-from mmattn.attention import RowCapture
+from mmattn.adapters import Embedded, SharedCache, adapter_for
+from mmattn.attention import Columns, RowCapture
 from mmattn.decoding import engine
 from mmattn.decoding.engine import current
 from mmattn.decoding.fast import LANES, Lanes, Rules, Size
@@ -177,3 +177,68 @@ def test_attention_is_split_into_what_runs_at_once(
     chip = SimpleNamespace(multi_processor_count=132, shared_memory_per_multiprocessor=233_472)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: chip)
     assert splits(programs, slots, torch.device("cuda")) == parts
+
+
+def test_graphs_of_prefills_are_few_and_a_failure_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from mmattn.decoding.fast import captured
+    from mmattn.decoding.fast.rewriting import Rewriting
+
+    adapter = adapter_for(*tiny_llava())
+    parts = take_apart(adapter)
+    keys, values = (torch.empty(3, 2, 2, 512, 12) for _ in range(2))
+    rewriting = Rewriting((), ("plain",), 3, 4, 2, 512, parts.device)
+    lane = captured.Prefills(parts, keys, values, rewriting)
+    stood, plain, graphs = [], [], []
+
+    class Still:
+        """In place of prompts."""
+
+        def __init__(self, _parts: Any, _attention: Any, batch: Embedded, *_: Any, **__: Any) -> None:
+            stood.append(batch.embeds.shape[1])
+
+        def inputs(self) -> list[torch.Tensor]:
+            return []
+
+        def run(self) -> torch.Tensor:
+            return torch.zeros(1, 48)
+
+    def aside(*_: Any, **__: Any) -> torch.Tensor:
+        plain.append(1)
+        return torch.zeros(1, 48)
+
+    monkeypatch.setattr(captured, "Prompts", Still)
+    monkeypatch.setattr(captured, "prefill", aside)
+    monkeypatch.setattr(captured.Captured, "capture", lambda *_: graphs.append(stood[-1]))
+
+    def read(width: int, cache: SharedCache | None = None) -> None:
+        columns = Columns.of_sequence(torch.zeros(1, width, dtype=torch.bool))
+        mask = torch.ones(1, width, dtype=torch.long)
+        batch = Embedded(torch.zeros(1, width, 48), mask, torch.arange(width)[None], columns)
+        mine = lane.cache(1) if cache is None else cache
+        with adapter.session() as session:
+            lane.run(adapter, batch, mine, session)
+
+    for width in (64, 60, 65, 1, 130, 200):
+        read(width)
+    assert stood == [64, 64, 128, 64, 192, 256]
+    assert graphs == [64, 128, 192, 256]
+    for width in (300, 64, 70):  # drive out 128, which was used before 64, and 192
+        read(width)
+    assert graphs[4:] == [320, 128]
+    for width in (130, 200, 300, 70):  # the last of these is missed for the third time
+        read(width)
+    assert graphs[6:] == [192, 256, 320]
+    assert not plain
+    read(64, SharedCache(3))  # another's
+    read(2049)
+    assert len(plain) == 2
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no graph today")
+
+    monkeypatch.setattr(captured.Captured, "capture", fail)
+    with pytest.warns(UserWarning, match="no graph today"):
+        read(500)
+    read(500)
+    assert len(plain) == 3

@@ -81,7 +81,7 @@ class Session:
         self._token: Token[tuple[Session, ...]] | None = None
         watched = range(len(blocks)) if any(edit.states for edit in self.edits) else exits
         self._blocks = {layer: blocks[layer] for layer in watched}
-        self._exits = frozenset(exits)
+        self.exits = frozenset(exits)
         self.left: dict[int, torch.Tensor] = {}
         self._states: dict[int, torch.Tensor] = {}
         self._watching = watch
@@ -121,7 +121,7 @@ class Session:
 
         Kept are one layer's states, or the encoder's output `source` in their place, and the last token's at all exits.
         """
-        if layer in self._exits:
+        if layer in self.exits:
             self.left[layer] = states[:, -1].clone()
         if self._blocks:
             self._states = {layer: states if source is None else source}

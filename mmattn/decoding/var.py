@@ -151,7 +151,8 @@ class Redistribution(Edit):
                     f"VAR's dimension {max(self.dimensions)} is not among the {size.shape[-1]} of this model",
                     'Use dimensions="auto", or those of this language model.',
                 )
-            return size[..., list(self.dimensions)].amax(-1) > self.tau
+            # One by one: a list of indices would come from the host, which a captured prefill does without.
+            return torch.stack([size[..., one] for one in self.dimensions]).amax(0) > self.tau
         seen = (scores[:, 0, :, : size.shape[1]] > torch.finfo(torch.float32).min / 2).any(1)
         first = size[torch.arange(len(size), device=size.device), seen.int().argmax(-1)]
         large = (first > self.tau)[:, None, :]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -11,10 +10,10 @@ from torch import nn
 from mmattn.adapters import Adapter, Embedded, SharedCache
 from mmattn.attention import Session
 from mmattn.attention.compiling import compiling
+from mmattn.decoding.fast.captured import CAPTURING, Prefills
 from mmattn.decoding.fast.keeping import KeptRows
 from mmattn.decoding.fast.parts import DecoderParts
 from mmattn.decoding.fast.pool import COLUMNS, SLOTS, Rules, Size
-from mmattn.decoding.fast.prefill import prefill
 from mmattn.decoding.fast.rewriting import Memory, Rewriting
 from mmattn.decoding.fast.step import DecodeStep
 from mmattn.decoding.progress import Progress
@@ -45,6 +44,7 @@ class Lane:
         self._keys, self._values = (torch.empty(shape, device=parts.device, dtype=parts.dtype) for _ in range(2))
         edits = rules.method.edits()
         self.rewriting = Rewriting(edits, rules.names, depth, parts.heads, rows, size.slots, parts.device)
+        self._prefills = Prefills(parts, self._keys, self._values, self.rewriting)
         exits = rules.method.exits(depth, adapter.tied)
         self.kept = _kept(rules.capture, depth, parts, size)
         self._step = DecodeStep(
@@ -97,7 +97,7 @@ class Lane:
 
     def cache(self, rows: int) -> SharedCache:
         """For the prefill of `rows` rows, straight into the lane's buffers."""
-        return SharedCache(len(self._parts.layers), (self._keys[:, :rows], self._values[:, :rows]))
+        return self._prefills.cache(rows)
 
     def load(self, cache: SharedCache) -> None:
         """Take over what a prefill in another cache left."""
@@ -106,10 +106,7 @@ class Lane:
 
     def prefill(self, adapter: Adapter, batch: Embedded, cache: SharedCache, session: Session) -> torch.Tensor:
         """`Adapter.decode` on prompts: hidden states (rows, D) of their last tokens."""
-        added = adapter.added(batch.extra)
-        with compiling() if session.edits else nullcontext():
-            rewriting = self.rewriting if session.edits else None
-            return prefill(self._parts, adapter.attention_layers, batch, added, cache, session, rewriting)
+        return self._prefills.run(adapter, batch, cache, session)
 
     def padded(self, logits: torch.Tensor, early: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores (B, ..., V) of the prefill, and of its exits, with rows for samples that are not there."""
@@ -215,7 +212,7 @@ class Lane:
             for piece in pieces:
                 graph = torch.cuda.CUDAGraph()
                 # Other threads may go on using the device.
-                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                with CAPTURING, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                     self._run(piece)
                 self._graphs.append(graph)
 

@@ -10,8 +10,9 @@ from typing import Self
 
 import torch
 
-from mmattn.attention import RowCapture, Session
+from mmattn.attention import RowCapture
 from mmattn.decoding.fast import kernels
+from mmattn.decoding.fast.asked import Asked
 from mmattn.decoding.fast.parts import DecoderParts
 from mmattn.decoding.fast.step import NORMALISED, attention_blocks, keep_rows
 
@@ -36,12 +37,21 @@ class LastRows:
         self._columns = capture.columns.to(mask.device).contiguous()
 
     @classmethod
-    def of(cls, parts: DecoderParts, session: Session, mask: torch.Tensor, keys: torch.Tensor) -> Self | None:
-        """A reader, if last rows that nobody edits are all that is asked for."""
-        asked = session.capture
-        if asked is None or asked.columns is None or not asked.last or any(one.rewrites_rows for one in session.edits):
-            return None
-        return cls(parts, asked, mask, keys)
+    def of(cls, parts: DecoderParts, asked: Asked, mask: torch.Tensor, keys: torch.Tensor) -> Self | None:
+        """A reader, where it can do what is asked."""
+        return cls(parts, asked.capture, mask, keys) if asked.capture and cls.can(asked) else None
+
+    @staticmethod
+    def can(asked: Asked) -> bool:
+        """Whether last rows that nobody edits are all that is to be read."""
+        wanted = asked.capture
+        if wanted is None or wanted.columns is None or not wanted.last:
+            return False
+        return not any(one.rewrites_rows for one in asked.edits)
+
+    def inputs(self) -> list[torch.Tensor]:
+        """What is of the prompts at hand."""
+        return [self._mask, self._columns]
 
     def last(self, layer: int) -> torch.Tensor | None:
         """Where a layer's last queries, rotated, are to be written: (B, W); None if it is not read."""

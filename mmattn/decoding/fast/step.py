@@ -219,7 +219,7 @@ class DecodeStep:
             return
         kernels.rotate_and_store[(triton.cdiv(self.rows, ROTATED), parts.heads + 2 * parts.groups)](
             self._qkv, self._cosines, self._sines, *(self._none if one is None else one for one in gains),
-            self.keys[index], self.values[index], self._none, self.positions, self.length, self.rows, 1,
+            self.keys[index], self.values[index], self._none, self._none, self.positions, self.length, self.rows, 1,
             H=parts.heads, G=parts.groups, D=parts.dim, C=self.slots, EPS=parts.eps, QK_NORM=normed, LAST=False,
             BLOCK_D=triton.next_power_of_2(parts.dim // 2), BLOCK_M=ROTATED, num_warps=1,
         )  # fmt: skip

@@ -22,6 +22,7 @@ def rotate_and_store(
     keys,  # (M / T, G, C, D)
     values,
     last,  # (M / T, (H + 2 G) D), with LAST: gets the query of each sequence's last token
+    ends,  # (M / T,), with LAST: which row that token is
     positions,  # (M,) int32
     length,  # () int32: where the first new token goes
     M,
@@ -69,9 +70,9 @@ def rotate_and_store(
             tl.store(here + half, new_high.to(qkv.dtype.element_ty), mask=inside)
             if LAST:
                 there = last + sequence[:, None] * ((H + 2 * G) * D) + head * D + d
-                ends = inside & (row % T == T - 1)[:, None]
-                tl.store(there, new_low.to(last.dtype.element_ty), mask=ends)
-                tl.store(there + half, new_high.to(last.dtype.element_ty), mask=ends)
+                wanted = inside & (row == tl.load(ends + sequence, mask=row < M, other=-1))[:, None]
+                tl.store(there, new_low.to(last.dtype.element_ty), mask=wanted)
+                tl.store(there + half, new_high.to(last.dtype.element_ty), mask=wanted)
         else:
             there = keys + ((sequence * G + head - H) * C + slot)[:, None] * D + d
             tl.store(there, new_low.to(keys.dtype.element_ty), mask=inside)
