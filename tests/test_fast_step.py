@@ -38,7 +38,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Completed
 def test_steps_and_answers_equal_those_of_the_modules(done: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     process, _ = done
     assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stdout.count("rows") == 2 + 2 * (len(FAMILIES) + 1)
+    assert process.stdout.count("rows") == 3 + 2 * (len(FAMILIES) + 1)
 
 
 def test_kernels_can_be_compiled_as_they_were_launched(

@@ -42,13 +42,20 @@ PRODUCT = {
     32: Blocks(32, 64, 128, 4, 4),
     64: Blocks(64, 128, 64, 4, 6),
 }
-# With several rows, a head that is one block is rotated at once; smaller heads have smaller blocks.
+# Blocks of a head or less. Where key heads are few, blocks of whole heads would be fewer than multiprocessors.
 PROJECT = {
     1: Blocks(1, 2, 2048, 8, 1),
     16: Blocks(16, 128, 128, 8, 4),
     32: Blocks(32, 128, 128, 4, 4),
     64: Blocks(64, 128, 128, 8, 4),
 }
+PROJECT_FEW = {
+    1: Blocks(1, 2, 2048, 8, 1),
+    16: Blocks(16, 64, 128, 4, 6),
+    32: Blocks(32, 64, 128, 4, 5),
+    64: Blocks(64, 64, 128, 4, 4),
+}
+MANY = 96 * 128  # outputs of the projections that are not few
 GATED = {
     1: Blocks(1, 2, 2048, 8, 1),
     16: Blocks(16, 64, 128, 4, 3),
@@ -148,7 +155,7 @@ class DecodeStep:
         self.spans = list(zip([0, *ends], [*ends, len(parts.layers)], strict=True))
         self.scores = torch.empty(rows if rewritten else 0, parts.heads, 1, slots, device=device)
         self._none = torch.empty(1, device=device)
-        self._descriptors: dict[tuple[int, int, int], TensorDescriptor] = {}
+        self._descriptors: dict[tuple[int, ...], TensorDescriptor] = {}
         self._exits = {layer: place for place, layer in enumerate(exits)}
         self.left = torch.empty(rows, len(exits), parts.hidden, device=device, dtype=half)
         self._cosines, self._sines = _rotations(parts, last_position)
@@ -196,18 +203,17 @@ class DecodeStep:
     def _project(self, index: int, pieces: int) -> None:
         """Query of a layer, rotated; key and value into the cache."""
         parts, layer = self.parts, self.parts.layers[index]
-        blocks = _fitted(PROJECT, self.rows, parts.hidden, self._stream.element_size())
+        sizes = (parts.heads * parts.dim, *[parts.groups * parts.dim] * 2)
+        table = PROJECT if sum(sizes) >= MANY else PROJECT_FEW
+        blocks = _fitted(table, self.rows, parts.hidden, self._stream.element_size())
         blocks = replace(blocks, n=min(blocks.n, triton.next_power_of_2(parts.dim)))
         three = (layer.query, layer.key, layer.value)
         biases = [self._none if one.bias is None else one.bias for one in three]
         gains = (layer.query_gain, layer.key_gain)
-        # What is rotated together must be one block's: a single row picks its outputs, several take neighbours. A norm
-        # of query and key comes before.
+        # Rotating at once takes whole blocks per head, and a norm of query and key whole heads.
         normed = gains[0] is not None
-        picked = self.rows == 1 and blocks.n % 2 == 0 and parts.dim % blocks.n == 0
-        rotate = not normed and (picked or parts.dim == blocks.n)
-        sizes = (parts.heads * parts.dim, *[parts.groups * parts.dim] * 2)
-        x, *weights = self._read(blocks, self._ready, *(one.weight for one in three))
+        rotate = not normed and blocks.n % 2 == 0 and parts.dim % blocks.n == 0
+        x, *weights = self._read(blocks, self._ready, *(one.weight for one in three), halves=rotate)
         kernels.project[self._grid(blocks, *sizes)](
             x, self._squares, pieces, *weights, *biases, self._qkv, self.keys[index], self.values[index],
             self.positions, self._cosines, self._sines, self.length, self.rows, self.slots,
@@ -301,17 +307,25 @@ class DecodeStep:
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
 
-    def _read(self, blocks: Blocks, x: torch.Tensor, *weights: torch.Tensor) -> list[torch.Tensor | TensorDescriptor]:
-        """A product's input (M, K) and weights (N, K) as it reads them: several rows by tiles."""
+    def _read(
+        self, blocks: Blocks, x: torch.Tensor, *weights: torch.Tensor, halves: bool = False
+    ) -> list[torch.Tensor | TensorDescriptor]:
+        """A product's input (M, K) and weights (N, K) as it reads them: several rows by tiles; `halves`: which are cut
+        from both halves of a head.
+        """
         if self.rows == 1:
             return [x, *weights]
-        return [self._tiles(x, blocks.m, blocks.k), *(self._tiles(one, blocks.n, blocks.k) for one in weights)]
+        shape, dim = [blocks.n, blocks.k], self.parts.dim
+        if halves and blocks.n < dim:
+            shape = [1, 2, blocks.n // 2, blocks.k]
+            weights = tuple(one.view(-1, 2, dim // 2, one.shape[1]) for one in weights)
+        return [self._tiles(x, [blocks.m, blocks.k]), *(self._tiles(one, shape) for one in weights)]
 
-    def _tiles(self, matrix: torch.Tensor, height: int, width: int) -> TensorDescriptor:
+    def _tiles(self, matrix: torch.Tensor, shape: list[int]) -> TensorDescriptor:
         """What the copy engine needs to bring tiles of `matrix`."""
-        key = (matrix.data_ptr(), height, width)
+        key = (matrix.data_ptr(), *shape)
         if key not in self._descriptors:
-            self._descriptors[key] = TensorDescriptor.from_tensor(matrix, [height, width])
+            self._descriptors[key] = TensorDescriptor.from_tensor(matrix, shape)
         return self._descriptors[key]
 
     def _grid(self, blocks: Blocks, *sizes: int) -> tuple[int, int]:

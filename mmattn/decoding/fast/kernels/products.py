@@ -53,12 +53,13 @@ def _weight_tile(weight, rows, columns, N, K: tl.constexpr, EVEN: tl.constexpr):
 @triton.jit
 def _sums(
     x, weight, block, n, width, first, last, K: tl.constexpr, ONE: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, PER_HEAD: tl.constexpr = 1
 ):  # fmt: skip
     """The product x @ weight.T over inputs [first, last), (BLOCK_N, BLOCK_M) float32.
 
     A single row multiplies on the ordinary units, straight from memory to registers, for outputs `n`. More rows use
     the tensor cores, with the weights as left operand, for the outputs of `block`. Beyond an edge, tiles hold zeros.
+    Where a head has PER_HEAD blocks, `weight` is (heads, 2, D / 2, K), and a block has as many outputs of each half.
     """
     if ONE:
         k = tl.arange(0, BLOCK_K)
@@ -71,7 +72,11 @@ def _sums(
     else:
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         for start in range(first, last, BLOCK_K):
-            tile = weight.load([block * BLOCK_N, start])
+            if PER_HEAD > 1:
+                inner = block % PER_HEAD * (BLOCK_N // 2)
+                tile = weight.load([block // PER_HEAD, 0, inner, start]).reshape(BLOCK_N, BLOCK_K)
+            else:
+                tile = weight.load([block * BLOCK_N, start])
             rows = x.load([tl.program_id(1) * BLOCK_M, start])
             acc = tl.dot(tile, rows.T, acc, input_precision="ieee")
     return acc
@@ -138,8 +143,7 @@ def project(
     """Query, key and value: norm(x) @ weight.T (+ bias) into `out`.
 
     With ROTATE the query is rotated there, and the rotated key and the value go into the cache instead. A block then
-    has as many outputs of a head's lower half as of its upper one, which rotation mixes; D is a multiple of BLOCK_N,
-    and BLOCK_N itself for several rows.
+    has as many outputs of a head's lower half as of its upper one, which rotation mixes; D is a multiple of BLOCK_N.
     """
     block = tl.program_id(0)
     blocks: tl.constexpr = (H * D + BLOCK_N - 1) // BLOCK_N
@@ -162,7 +166,8 @@ def project(
         inner = block % (D // BLOCK_N) * half
         n = block // (D // BLOCK_N) * D + i // half * (D // 2) + inner + i % half
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    acc = _sums(x, weight, block, n, width, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+    per_head: tl.constexpr = D // BLOCK_N if ROTATE else 1
+    acc = _sums(x, weight, block, n, width, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K, per_head)
     acc *= _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
     if BIAS:
         acc += tl.load(bias + n, mask=n < width, other=0.0).to(tl.float32)[:, None]
