@@ -23,6 +23,7 @@ from torch import nn
 
 from mmattn.attention.compiling import compiling
 from mmattn.decoding import resolve
+from mmattn.decoding.fast import blocks as cuts
 from mmattn.decoding.fast import step as fast
 from mmattn.decoding.fast.keeping import KeptRows
 from mmattn.decoding.fast.parts import DecoderParts, LayerParts
@@ -154,8 +155,8 @@ def sweep(parts: DecoderParts, rows: int, tile: int) -> list[dict[str, Any]]:
     """Every candidate for every kind of product."""
     found = []
     for (n, k, warps, stages), split in itertools.product(CANDIDATES[tile], SPLITS):
-        for table in (fast.PROJECT, fast.GATED, fast.ONTO):
-            table[tile] = fast.Blocks(tile, n, k, warps, stages, split)
+        for table in (cuts.PROJECT, cuts.GATED, cuts.ONTO):
+            table[tile] = cuts.Blocks(tile, n, k, warps, stages, split)
         made = step_of(parts, rows, 600, 704)
         for name, (work, size) in products(made).items():
             if split > 1 and name not in ("output", "down"):

@@ -21,6 +21,7 @@ from mmattn.decoding import Boost, resolve
 from mmattn.decoding.boost import Bias
 from mmattn.decoding.branching import _probe
 from mmattn.decoding.fast import LANES
+from mmattn.decoding.fast import blocks as cuts
 from mmattn.decoding.fast import rows as fast_rows
 from mmattn.decoding.fast import step as fast
 from mmattn.decoding.fast.keeping import KeptRows
@@ -247,11 +248,11 @@ def main() -> None:
     """Command line: the families to compare."""
     from tests.fast_prefill import forgotten, short_prompts  # which takes from here
 
-    fast.MANY = 12 * 32  # as many as the heads of "wide" have
-    tables = (fast.PRODUCT, fast.PROJECT, fast.PROJECT_FEW, fast.GATED, fast.ONTO)
+    cuts.MANY = 12 * 32  # as many as the heads of "wide" have
+    tables = (cuts.PRODUCT, cuts.PROJECT, cuts.PROJECT_FEW, cuts.GATED, cuts.ONTO)
     for table in tables:  # small enough to be cut in tiny models, too
         for rows, blocks in table.items():
-            several = 32 if table is fast.PROJECT else 16  # a whole head of "wide"
+            several = 32 if table is cuts.PROJECT else 16  # a whole head of "wide"
             table[rows] = replace(blocks, m=min(blocks.m, 16), n=4 if rows == 1 else several, k=32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens = 3 if device == "cpu" else 20
@@ -268,7 +269,7 @@ def main() -> None:
     # A single row takes other kernels than several.
     cases = [(sys.argv[1], 2), ("wide", 20), *product([*sys.argv[1:], "wide"], (1, 3)), ("wide", 3)]
     for number, (family, rows) in enumerate(cases, 1):
-        fast.MANY += number == len(cases)  # in the last one heads come in halves
+        cuts.MANY += number == len(cases)  # in the last one heads come in halves
         worst = compare(family, rows, device)
         sys.stdout.write(f"{family} {rows} rows: {worst:.1e}\n")
         assert worst < 1e-4, worst

@@ -172,7 +172,7 @@ def test_attention_is_split_into_what_runs_at_once(
     programs: int, slots: int, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
-    from mmattn.decoding.fast.step import splits
+    from mmattn.decoding.fast.blocks import splits
 
     chip = SimpleNamespace(multi_processor_count=132, shared_memory_per_multiprocessor=233_472)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: chip)

@@ -13,8 +13,9 @@ import torch
 from mmattn.attention import RowCapture
 from mmattn.decoding.fast import kernels
 from mmattn.decoding.fast.asked import Asked
+from mmattn.decoding.fast.blocks import attention_blocks
 from mmattn.decoding.fast.parts import DecoderParts
-from mmattn.decoding.fast.step import NORMALISED, attention_blocks, keep_rows
+from mmattn.decoding.fast.step import NORMALISED, keep_rows
 
 SPLITS = 4  # programs that share the keys of a row and head
 

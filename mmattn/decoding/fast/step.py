@@ -6,13 +6,13 @@ Shapes: M rows, C slots of the cache, H query heads, G key heads, D head dimensi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mmattn.decoding.fast import kernels
+from mmattn.decoding.fast.blocks import GATED, ONTO, PRODUCT, Blocks, attention_blocks, fitted, projection, splits
 from mmattn.decoding.fast.keeping import KeptRows
 from mmattn.decoding.fast.parts import DecoderParts, LayerParts
 
@@ -20,71 +20,10 @@ from mmattn.decoding.fast.parts import DecoderParts, LayerParts
 Rewrite = Callable[[int, torch.Tensor], torch.Tensor]
 # Takes a layer and what its heads give, (M, 1, H, D); gives what they should.
 Remix = Callable[[int, torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How a product is cut: `n` outputs and `k` inputs at a time, for `m` rows; `split` programs share the inputs."""
-
-    m: int
-    n: int
-    k: int
-    warps: int
-    stages: int
-    split: int = 1
-
-
-# Blocks that keep enough weights on their way to fill the memory bus, for half precision (measured on Hopper): for
-# a single row, and for up to 16, 32 and 64. On the ordinary units two rows take longer than on the tensor cores.
-PRODUCT = {
-    1: Blocks(1, 2, 2048, 8, 1),
-    16: Blocks(16, 64, 128, 4, 4),
-    32: Blocks(32, 64, 128, 4, 4),
-    64: Blocks(64, 128, 64, 4, 6),
-}
-# Blocks of a head or less. Where key heads are few, blocks of whole heads would be fewer than multiprocessors.
-PROJECT = {
-    1: Blocks(1, 2, 2048, 8, 1),
-    16: Blocks(16, 128, 128, 8, 4),
-    32: Blocks(32, 128, 128, 4, 4),
-    64: Blocks(64, 128, 128, 8, 4),
-}
-PROJECT_FEW = {
-    1: Blocks(1, 2, 2048, 8, 1),
-    16: Blocks(16, 64, 128, 4, 6),
-    32: Blocks(32, 64, 128, 4, 5),
-    64: Blocks(64, 64, 128, 4, 4),
-}
-MANY = 96 * 128  # outputs of the projections that are not few
-GATED = {
-    1: Blocks(1, 2, 2048, 8, 1),
-    16: Blocks(16, 64, 128, 4, 3),
-    32: Blocks(32, 64, 64, 4, 4),
-    64: Blocks(64, 64, 64, 4, 4),
-}
-# Their blocks also are the parts in which the sums of squares come, so they are rather large.
-ONTO = {
-    1: Blocks(1, 4, 1024, 4, 1),
-    16: Blocks(16, 64, 128, 4, 5, split=2),
-    32: Blocks(32, 64, 128, 4, 5, split=2),
-    64: Blocks(64, 64, 128, 4, 5, split=2),
-}
 # Rows of which one program rotates one head.
 ROTATED = 4
 # How many scores of a row that is kept a program may hold, and how many it finishes at once.
 HELD, NORMALISED = 4096, 1024
-# Shared memory of one program of `attention` for heads of 128 in half precision, in bytes: smaller heads take half.
-ATTENTION_MEMORY = 75_000
-
-
-def _fitted(table: dict[int, Blocks], rows: int, inputs: int, itemsize: int) -> Blocks:
-    """The blocks of `table` for this many rows, no wider than the inputs, and narrower for wider numbers.
-
-    Tensor cores take no float32, and the ordinary units not more than 16 inputs of several rows without spilling.
-    """
-    blocks = table[next((one for one in table if rows <= one), 64)]
-    k = 16 if rows > 1 and itemsize > 2 else blocks.k * 2 // itemsize
-    return replace(blocks, k=max(min(k, triton.next_power_of_2(inputs)), 16))
 
 
 class DecodeStep:
@@ -138,7 +77,7 @@ class DecodeStep:
         self._mixed = torch.empty(rows, parts.heads * dim, device=device, dtype=half)
         self._inner = torch.empty(rows, parts.inner, device=device, dtype=half)
         self._stream, self._ready = (torch.empty(rows, parts.hidden, device=device, dtype=half) for _ in range(2))
-        blocks = _fitted(ONTO, rows, parts.hidden, half.itemsize)
+        blocks = fitted(ONTO, rows, parts.hidden, half.itemsize)
         self._blocks = triton.cdiv(parts.hidden, blocks.n)
         self._pieces = torch.empty(blocks.split if blocks.split > 1 else 0, rows, parts.hidden, device=device)
         self._arrivals = torch.zeros(self._blocks * triton.cdiv(rows, blocks.m), dtype=torch.int32, device=device)
@@ -204,9 +143,7 @@ class DecodeStep:
         """Query of a layer, rotated; key and value into the cache."""
         parts, layer = self.parts, self.parts.layers[index]
         sizes = (parts.heads * parts.dim, *[parts.groups * parts.dim] * 2)
-        table = PROJECT if sum(sizes) >= MANY else PROJECT_FEW
-        blocks = _fitted(table, self.rows, parts.hidden, self._stream.element_size())
-        blocks = replace(blocks, n=min(blocks.n, triton.next_power_of_2(parts.dim)))
+        blocks = projection(parts, self.rows)
         three = (layer.query, layer.key, layer.value)
         biases = [self._none if one.bias is None else one.bias for one in three]
         gains = (layer.query_gain, layer.key_gain)
@@ -279,7 +216,7 @@ class DecodeStep:
 
     def _read_out(self) -> None:
         parts, head = self.parts, self.parts.head
-        blocks = _fitted(PRODUCT, self.rows, parts.hidden, self._stream.element_size())
+        blocks = fitted(PRODUCT, self.rows, parts.hidden, self._stream.element_size())
         x, weight = self._read(blocks, self._ready, head)
         kernels.product[self._grid(blocks, len(head))](
             x, self._squares, self._blocks, weight, self.logits, self.rows, len(head), parts.hidden, parts.eps,
@@ -289,7 +226,7 @@ class DecodeStep:
 
     def _onto_stream(self, x: torch.Tensor, weight: torch.Tensor, gain: torch.Tensor) -> None:
         outputs, inputs = weight.shape
-        blocks = _fitted(ONTO, self.rows, inputs, x.element_size())
+        blocks = fitted(ONTO, self.rows, inputs, x.element_size())
         x, weight = self._read(blocks, x, weight)
         kernels.product_onto[(*self._grid(blocks, outputs), blocks.split)](
             x, weight, self._stream, gain, self._ready, self._squares, self._pieces, self._arrivals, self.rows, outputs,
@@ -299,7 +236,7 @@ class DecodeStep:
 
     def _gated(self, layer: LayerParts, pieces: int) -> None:
         parts = self.parts
-        blocks = _fitted(GATED, self.rows, parts.hidden, self._stream.element_size())
+        blocks = fitted(GATED, self.rows, parts.hidden, self._stream.element_size())
         x, gate, up = self._read(blocks, self._ready, layer.gate, layer.up)
         kernels.gated_product[self._grid(blocks, parts.inner)](
             x, self._squares, pieces, gate, up, self._inner, self.rows, parts.inner, parts.hidden, parts.eps,
@@ -332,17 +269,6 @@ class DecodeStep:
         return sum(triton.cdiv(one, blocks.n) for one in sizes), triton.cdiv(self.rows, blocks.m)
 
 
-def attention_blocks(parts: DecoderParts, slots: int) -> dict[str, int]:
-    """How the attention kernel is cut, over a cache of `slots` slots."""
-    return {
-        "BLOCK_H": max(16, triton.next_power_of_2(parts.heads // parts.groups)),
-        "BLOCK_D": max(16, triton.next_power_of_2(parts.dim)),
-        "BLOCK": 64 if slots > 64 else 16,
-        "num_warps": 4,
-        "num_stages": 2 if parts.dtype == torch.float32 else 3,
-    }
-
-
 def keep_rows(
     scores: torch.Tensor,
     heads: torch.Tensor,
@@ -362,20 +288,6 @@ def keep_rows(
         scores, heads, columns, out, begins, length, rows, every, slots, count, samples, some, rows // samples,
         out.stride(0), FINAL=final, BLOCK=512, num_warps=4,
     )  # fmt: skip
-
-
-def splits(programs: int, slots: int, device: torch.device) -> int:
-    """Parts of a row's keys, so that a small batch, too, keeps the device busy: about as many as run there at once.
-
-    One more would make some wait for the others, with the memory bus half idle.
-    """
-    if device.type != "cuda":
-        return 2
-    chip = torch.cuda.get_device_properties(device)
-    memory: int = getattr(chip, "shared_memory_per_multiprocessor", 3 * ATTENTION_MEMORY)  # not told by every torch
-    at_once = chip.multi_processor_count * max(1, memory // ATTENTION_MEMORY)
-    parts: int = min(at_once // programs, -(-slots // 64), 32)
-    return max(1, parts)
 
 
 def _rotations(parts: DecoderParts, last: int) -> tuple[torch.Tensor, torch.Tensor]:
