@@ -165,6 +165,21 @@ def unedited(family: str, device: str, tokens: int) -> None:
             assert finished()
             assert found == expected
             same_rows(found, expected, kept)
+        for one, images, word in zip(found, shown if isinstance(shown, list) else [shown] * 3, words, strict=True):
+            assert one.attention is not None
+            alone = vlm.attend(images, word, rows="last").weights[:, :, 0]
+            assert torch.allclose(one.attention.weights[:, :, 0].cpu(), alone.cpu(), atol=1e-5)
+    # Words alone, in a lane that has room for the rows of pictures.
+    settings = {"capture": kept, "max_new_tokens": tokens}
+    vlm.generate(pictures[:1], ["what is this?"], **settings)
+    with recording(Lane, "finish") as finished:
+        [one] = vlm.generate([None], ["what is this?"], **settings)
+    assert finished()
+    [expected] = vlm.generate([None], ["what is this?"], fast=False, **settings)
+    assert one == expected
+    assert one.attention is not None
+    assert one.attention.positions == ()
+    assert one.attention.weights.shape == (0, 0, 0, 0)
 
 
 def probe(vlm: mmattn.VLM, pictures: list[Image.Image], words: list[str]) -> None:
@@ -257,7 +272,9 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens = 3 if device == "cpu" else 20
     generate(sys.argv[1], device, tokens, FULL)
-    unedited("wide", device, tokens)
+    whole, fast.HELD = fast.HELD, 32
+    unedited("wide", device, tokens)  # in many parts, each as long as a program may hold
+    fast.HELD = whole
     several, fast.splits = fast.splits, lambda *_: 1  # as in a batch that keeps the device busy by itself
     generate("wide", device, tokens, FULL[-1:])
     unedited(sys.argv[1], device, tokens)

@@ -91,6 +91,8 @@ def test_a_lane_is_freed_before_another_takes_its_place(monkeypatch: pytest.Monk
     alive: list[int] = []
 
     class Small:
+        valid = True
+
         def __init__(self, *_: Any) -> None:
             alive.append(sum(one() is not None for one in made))
             made.append(weakref.ref(self))
@@ -118,6 +120,8 @@ def test_two_threads_never_get_the_same_lane(monkeypatch: pytest.MonkeyPatch) ->
     adapter = adapter_for(*tiny_llava())
 
     class Slow:
+        valid = True
+
         def __init__(self, *_: Any) -> None: ...
 
         def fits(self, *_: Any) -> bool:
@@ -133,6 +137,16 @@ def test_two_threads_never_get_the_same_lane(monkeypatch: pytest.MonkeyPatch) ->
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: lanes.take(adapter, RULES, Size(1, 10, 5)), range(2)))
     assert found[0] is not found[1]
+
+
+def test_lanes_of_weights_that_the_model_has_left_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = adapter_for(*tiny_llava())
+    monkeypatch.setattr(Lanes, "usable", lambda *_: True)
+    lanes, left = Lanes(), SimpleNamespace(fits=lambda *_: True, valid=False)
+    lanes.give(adapter, left)  # type: ignore[arg-type]
+    monkeypatch.setattr("mmattn.decoding.fast.lane.Lane", lambda *_: "another")
+    assert lanes.take(adapter, RULES, Size(1, 10, 5)) == "another"
+    assert not lanes._kept[adapter.model]
 
 
 def test_whoever_reads_or_edits_around_a_call_keeps_it_from_lanes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,8 @@ class Edit:
     all edits' `weights`, then, on the finished output of all rows, all edits' `output`, each in the order in which the
     edits were given. Edits must not depend on other samples of the batch. In a decode step they must be plain tensor
     work: no word to the host, no shape that depends on data, so that a captured step can replay them. There, and for
-    prompts in front of such steps, their code is compiled: what it does besides tensor work it may do once only.
+    prompts in front of such steps, their code is compiled: what it does besides tensor work it may do once only. Short
+    prompts are captured, too, unless an edit asks the device: then one warning says that they are not.
 
     Attributes:
         branches: names of the branches to edit ("plain" is the plain one); None for all.

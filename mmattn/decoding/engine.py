@@ -291,8 +291,10 @@ def _finish_in(
     """Decode all further tokens in a lane, up to `steps` in all."""
     if steps == 1:
         return
-    if lane.kept and recorder:
-        lane.kept.start(recorder.starts[:: lane.branches])
+    # A batch of words alone may have a lane with room for rows.
+    kept = lane.kept if recorder and recorder.columns.numel() else None
+    if kept and recorder:
+        kept.start(recorder.starts[:: lane.branches])
 
     def take(step: int, rows: torch.Tensor, first: int) -> torch.cuda.Event | None:
         assert recorder is not None
@@ -301,7 +303,7 @@ def _finish_in(
     def on_step(step: int) -> None:
         listener.hear(step, lane.progress.tokens)
 
-    lane.finish(batch, chosen, session.memory, steps, on_step, take if lane.kept else None)
+    lane.finish(batch, chosen, session.memory, steps, on_step, take if kept else None)
 
 
 def _decoded(method: Method, samples: int, device: torch.device) -> torch.Tensor | None:

@@ -64,7 +64,7 @@ class Recorder:
         steps: tokens that may be generated.
 
     Attributes:
-        starts: (B K,) int32, key of each row's first image token.
+        starts: (B K,) int32, key of each row's first image token, 0 without one.
         columns: (B K, N) keys from there to the last one; `rows_of` leaves out those of other tokens between, and what
             stands behind a picture that is smaller than the batch's largest.
         width: for how many keys there is room: N, or more where a lane's rows are wider.

@@ -37,7 +37,7 @@ GRAPHS = 4
 # Rows, width, rows to be edited, keys to be kept, the layers read: what prefills that one graph does have in common.
 Shape = tuple[int, int, int, int, tuple[int, ...] | None]
 
-# torch captures on one stream, whoever asks.
+# One capture at a time in a process.
 CAPTURING = threading.Lock()
 # Graphs that could not be captured: the allocator goes on asking them about streams.
 _BROKEN: list[torch.cuda.CUDAGraph] = []
@@ -65,14 +65,14 @@ class Captured:
         self.asked.forget()
         return self._prompts.run()
 
-    def capture(self, pool: Any) -> None:
-        """After a first run, by which all code is compiled; without a pool of a GPU's memory nothing is captured."""
-        if pool is None:
+    def capture(self, pool: Any, own: torch.cuda.Stream | None) -> None:
+        """After a first run, by which all code is compiled, on a stream of its `own`; without one nothing is."""
+        if own is None:
             return
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # Other threads may go on using the device.
-            with CAPTURING, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            with CAPTURING, torch.cuda.graph(graph, pool=pool, stream=own, capture_error_mode="thread_local"):
                 hidden = self.run()
         except BaseException:
             # A capture that does not end well leaves its stream current, and the allocator in its pool.
@@ -93,7 +93,11 @@ class Prefills:
         self._kept: dict[Shape, Captured] = {}  # the one used last at the end
         self._missed: Counter[Shape] = Counter()
         self._failed = False
-        self._pool = torch.cuda.graph_pool_handle() if parts.device.type == "cuda" else None
+        self._pool, self._stream = None, None
+        if parts.device.type == "cuda":
+            self._pool = torch.cuda.graph_pool_handle()
+            # torch's own stream for this is of whichever device was first.
+            self._stream = torch.cuda.Stream(parts.device)  # type: ignore[no-untyped-call]
 
     def cache(self, rows: int) -> SharedCache:
         """For `rows` rows, straight into the lane's buffers."""
@@ -142,7 +146,7 @@ class Prefills:
             found.load(fresh)
         captured = found or Captured(fresh, asked)
         hidden = captured.run()
-        _hand_over(captured.asked, session, width)
+        _hand_over(captured.asked, session, width, padded)
         if found is None:
             self._keep(shape, captured)
         return hidden
@@ -155,7 +159,7 @@ class Prefills:
         if self._missed[shape].bit_count() > 1:
             return
         try:
-            captured.capture(self._pool)
+            captured.capture(self._pool, self._stream)
         except Exception as error:  # whatever a driver may say, out of memory too: these prompts have been read
             self._failed = True
             self._kept.clear()
@@ -207,12 +211,17 @@ def _shape(rows: int, width: int, asked: Asked) -> Shape:
     return rows, width, edited, asked.capture.columns.shape[1], asked.capture.layers
 
 
-def _hand_over(asked: Asked, session: Session, width: int) -> None:
+def _hand_over(asked: Asked, session: Session, width: int, padded: int) -> None:
     """What was kept and read, without what was padded."""
+
+    def cut(one: torch.Tensor) -> torch.Tensor:
+        return one[:, :width] if one.ndim > 1 and one.shape[1] == padded else one
+
     for place, kept in asked.memory.items():
-        session.memory[place] = {name: one[:, :width] for name, one in kept.items()}  # or 1 in place of the keys
+        session.memory[place] = {name: cut(one) for name, one in kept.items()}
     read, given = session.capture, asked.capture
     if read is not None and read.columns is not None and given is not None:
         count = read.columns.shape[1]
         read.weights = {layer: one[..., :count] for layer, one in given.weights.items()}
-        read.together = None if given.together is None else given.together[..., :count]
+        # A copy: it may still be on its way off the GPU when the next prompts are read.
+        read.together = None if given.together is None else given.together[..., :count].clone()

@@ -31,7 +31,7 @@ class Lane:
         branches: rows of each sample.
         rewriting: the method's edits.
         progress: the answers.
-        kept: attention that is kept, to N image tokens of each sample; None where none is.
+        kept: attention that is kept, to N keys of each sample; None where none is.
     """
 
     def __init__(self, adapter: Adapter, parts: DecoderParts, rules: Rules, size: Size) -> None:
@@ -87,7 +87,6 @@ class Lane:
             and size.slots <= self.size.slots <= max(2 * size.slots, SLOTS)
             and size.steps <= self.size.steps
             and size.columns <= self.size.columns <= max(2 * size.columns, COLUMNS)
-            and self.valid
         )
 
     @property
@@ -199,7 +198,7 @@ class Lane:
     def _capture(self) -> None:
         pieces = range(len(self._step.spans))
         self.progress.start([], torch.zeros(0, 0))
-        stream = _stream()
+        stream = torch.cuda.Stream(self._parts.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with compiling():
             with torch.cuda.stream(stream):
@@ -212,7 +211,7 @@ class Lane:
             for piece in pieces:
                 graph = torch.cuda.CUDAGraph()
                 # Other threads may go on using the device.
-                with CAPTURING, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                with CAPTURING, torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     self._run(piece)
                 self._graphs.append(graph)
 

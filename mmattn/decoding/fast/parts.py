@@ -78,7 +78,10 @@ class DecoderParts:
         """Where the weights lie; a captured graph is right only as long as they stay there."""
         found = [self.embedding, self.final_gain, self.head]
         for one in self.layers:
-            found += [one.attention_gain, one.query.weight, one.output, one.gate, one.down]
+            three = (one.query, one.key, one.value)
+            found += [one.attention_gain, one.mlp_gain, one.output, one.gate, one.up, one.down]
+            found += [each.weight for each in three] + [each.bias for each in three if each.bias is not None]
+            found += [gain for gain in (one.query_gain, one.key_gain) if gain is not None]
         return tuple(one.data_ptr() for one in found)
 
 

@@ -38,7 +38,7 @@ class Size:
         samples: of which each has as many rows as the method has branches.
         slots: tokens of the longest prompt and answer together.
         steps: tokens of the longest answer.
-        columns: image tokens whose attention is kept; 0 for none.
+        columns: keys whose attention is kept, from the first image token to the last; 0 for none.
     """
 
     samples: int
@@ -95,6 +95,7 @@ class Lanes:
             return None
         with self._lock:
             kept = self._kept.setdefault(adapter.model, [])
+            kept[:] = [one for one in kept if one.valid]  # others hold weights that the model has left
             found = next((one for one in kept if one.fits(rules, size)), None)
             if found is not None:
                 kept.remove(found)

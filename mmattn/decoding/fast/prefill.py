@@ -27,7 +27,7 @@ TOKENS = 16  # that one program rotates
 
 
 class Prompts:
-    """A prefill that is prepared: `run` hears nothing more from the host, so that it can be captured.
+    """A prefill that is prepared: where `complete`, `run` hears nothing more from the host, so that it can be captured.
 
     Attributes:
         reads: whether the last rows that are asked for are read here.

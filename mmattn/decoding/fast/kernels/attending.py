@@ -135,7 +135,7 @@ def attention(  # noqa: C901 - its branches are settled when it is compiled
     length,  # () int32: the last slot to be read
     owners,  # (M,) int32: whose keys and values a row reads, with OWNED; else its own
     scale,
-    K,
+    K,  # rows of a sample, slots that are kept, and how far samples are apart in `kept`
     N,
     APART,
     H: tl.constexpr,
