@@ -95,11 +95,12 @@ class Lanes:
             return None
         with self._lock:
             kept = self._kept.setdefault(adapter.model, [])
-            kept[:] = [one for one in kept if one.valid]  # others hold weights that the model has left
             found = next((one for one in kept if one.fits(rules, size)), None)
             if found is not None:
                 kept.remove(found)
-                return found
+                if found.valid:
+                    return found
+            kept[:] = [one for one in kept if one.valid]  # others hold weights that the model has left
         try:
             # Triton comes with torch wherever there is a GPU; nobody else should wait for its import.
             from mmattn.decoding.fast.lane import Lane
