@@ -152,25 +152,26 @@ def unedited(family: str, device: str, tokens: int) -> None:
     LANES.usable = lambda adapter: adapter.model not in LANES._refused  # type: ignore[method-assign]
     vlm = mmattn.wrap(model.to(device), processor)
     pictures = [Image.effect_noise((50 + 9 * one, 56), 80).convert("RGB") for one in range(2)]
-    for shown, words in (
-        (pictures[0], ["what", "what is on the left?", "where"]),
-        ([pictures, pictures[::-1]], ["is {image} like {image}?", "{image} {image} what?"]),
+    every, some = mmattn.Capture(device=None), mmattn.Capture(layers=[2, 0], heads=[1], tokens=[0, 2])
+    pairs = [pictures, pictures[::-1]]
+    for shown, words, kept in (
+        (pictures[0], ["what", "what is on the left?", "where"], some),
+        (pairs, ["is {image} like {image}?", "{image} {image} what?"], every),
     ):
-        for kept in (mmattn.Capture(layers=[2, 0], heads=[1], tokens=[0, 2]), mmattn.Capture(device=None)):
-            settings = {"images": shown, "prompts": words, "capture": kept, "max_new_tokens": tokens}
-            expected = vlm.generate(fast=False, share=False, **settings)
-            with recording(LastRows, "read") as read, recording(Lane, "finish") as finished:
-                found = vlm.generate(**settings)
-            assert read()
-            assert finished()
-            assert found == expected
-            same_rows(found, expected, kept)
-        for one, images, word in zip(found, shown if isinstance(shown, list) else [shown] * 3, words, strict=True):
-            assert one.attention is not None
-            alone = vlm.attend(images, word, rows="last").weights[:, :, 0]
-            assert torch.allclose(one.attention.weights[:, :, 0].cpu(), alone.cpu(), atol=1e-5)
+        settings: dict[str, Any] = {"images": shown, "prompts": words, "capture": kept, "max_new_tokens": tokens}
+        expected = vlm.generate(fast=False, share=False, **settings)
+        with recording(LastRows, "read") as read, recording(Lane, "finish") as finished:
+            found = vlm.generate(**settings)
+        assert read()
+        assert finished()
+        assert found == expected
+        same_rows(found, expected, kept)
+    for one, shown, word in zip(found, pairs, words, strict=True):
+        assert one.attention is not None
+        alone = vlm.attend(shown, word, rows="last").weights[:, :, 0]
+        assert torch.allclose(one.attention.weights[:, :, 0].cpu(), alone.cpu(), atol=1e-5)
     # Words alone, in a lane that has room for the rows of pictures.
-    settings = {"capture": kept, "max_new_tokens": tokens}
+    settings = {"capture": every, "max_new_tokens": tokens}
     vlm.generate(pictures[:1], ["what is this?"], **settings)
     with recording(Lane, "finish") as finished:
         [one] = vlm.generate([None], ["what is this?"], **settings)
@@ -272,7 +273,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens = 3 if device == "cpu" else 20
     generate(sys.argv[1], device, tokens, FULL)
-    whole, fast.HELD = fast.HELD, 32
+    whole, fast.HELD = fast.HELD, 64
     unedited("wide", device, tokens)  # in many parts, each as long as a program may hold
     fast.HELD = whole
     several, fast.splits = fast.splits, lambda *_: 1  # as in a batch that keeps the device busy by itself
@@ -281,7 +282,7 @@ def main() -> None:
     fast.splits = several
     edits_in_a_prompt(sys.argv[1], device)
     short_prompts("llava", device, tokens - 1)
-    short_prompts("qwen2.5-vl", device, tokens - 1, step=2)  # whose pictures are of several sizes
+    short_prompts("qwen2.5-vl", device, tokens - 1, step=4)  # whose pictures are of several sizes
     forgotten(device)
     # A single row takes other kernels than several.
     cases = [(sys.argv[1], 2), ("wide", 20), *product([*sys.argv[1:], "wide"], (1, 3)), ("wide", 3)]
