@@ -24,11 +24,13 @@ from mmattn.attention import Columns, RowCapture, Session
 from mmattn.attention.compiling import compiling
 from mmattn.decoding.fast.asked import Asked
 from mmattn.decoding.fast.parts import DecoderParts
+from mmattn.decoding.fast.pool import COLUMNS, up
 from mmattn.decoding.fast.prefill import Prompts, complete, prefill
 from mmattn.decoding.fast.rewriting import Rewriting
 
-# Widths, and numbers of rows that are edited and of keys that are kept, are multiples of these: so few graphs do.
-WIDTH, ROWS, KEYS = 64, 32, 64
+# Widths, and numbers of rows that are edited, are multiples of these (of keys that are kept, of `COLUMNS`): so few
+# graphs do.
+WIDTH, ROWS = 64, 32
 # Tokens of a batch; more of them keep the GPU busy while Python goes ahead.
 TOKENS = 2048
 # Of a lane; their inputs have memory of their own, all else they share.
@@ -121,7 +123,7 @@ class Prefills:
         if self._failed or self._own is None or self._own() is not cache:
             return False
         rows, width, _ = batch.embeds.shape
-        short = rows * _up(width, WIDTH) <= TOKENS
+        short = rows * up(width, WIDTH) <= TOKENS
         more = session.exits or session.memory or (session.capture and session.capture.columns is None)
         return short and not more and complete(Asked.of(session), rewriting)
 
@@ -135,7 +137,7 @@ class Prefills:
     ) -> torch.Tensor:
         """`run`, by a graph if there is one of this shape."""
         rows, width, _ = batch.embeds.shape
-        padded = _up(width, WIDTH)
+        padded = up(width, WIDTH)
         asked = _padded_asked(session, padded)
         buffers = cache.extend(batch.embeds.new_empty(rows, self._parts.groups, width, self._parts.dim))
         fresh = Prompts(self._parts, attention, _padded(batch, padded), buffers, asked, rewriting, end=width - 1)
@@ -171,10 +173,6 @@ class Prefills:
             del self._kept[next(iter(self._kept))]
 
 
-def _up(size: int, unit: int) -> int:
-    return -(-size // unit) * unit
-
-
 def _wider(one: torch.Tensor, size: int) -> torch.Tensor:
     """(B, size), in memory of its own, from (B, fewer): the rest is 0."""
     wide = one.new_zeros(len(one), size)
@@ -193,13 +191,13 @@ def _padded_asked(session: Session, width: int) -> Asked:
     """What a session asks, for prompts of this width, to be kept apart."""
     columns, capture = session.columns if session.edits else None, session.capture
     if columns is not None:
-        rows = _up(columns.rows.shape[1], ROWS)
+        rows = up(columns.rows.shape[1], ROWS)
         image, said, marked = columns.keys(partial(_wider, size=width))
         columns = Columns(
             image, _wider(columns.rows, rows), _wider(columns.valid, rows), columns.cross, said, marked
         )  # fmt: skip
     if capture is not None and capture.columns is not None:
-        wanted = _wider(capture.columns, _up(capture.columns.shape[1], KEYS))
+        wanted = _wider(capture.columns, up(capture.columns.shape[1], COLUMNS))
         capture = RowCapture(capture.rows, wanted, capture.layers)
     return Asked(session.edits, session.branches, session.depth, columns, capture, {})
 

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 SLOTS, STEPS, COLUMNS = 256, 64, 64
 
 
+def up(size: int, unit: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-size // unit) * unit
+
+
 @dataclass(frozen=True)
 class Size:
     """How large a batch is.
@@ -48,10 +53,6 @@ class Size:
 
     def rounded(self) -> Size:
         """The size of a lane for such batches."""
-
-        def up(size: int, unit: int) -> int:
-            return -(-size // unit) * unit
-
         samples = 1 << (self.samples - 1).bit_length()
         return Size(samples, up(self.slots, SLOTS), up(self.steps, STEPS), up(self.columns, COLUMNS))
 

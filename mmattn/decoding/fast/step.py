@@ -168,16 +168,15 @@ class DecodeStep:
         )  # fmt: skip
 
     def _attend(self, index: int) -> None:
-        kept = self._kept.of_layer(index) if self._kept else None
+        rows = self._kept
+        kept = rows.of_layer(index) if rows else None
         if index not in self.rewritten:
             self._attention(index, self._none, kept=kept)
             return
         assert self.rewrite is not None
         self._attention(index, self.scores, write=True, mix=False)
         weights = self.rewrite(index, self.scores).contiguous()
-        if kept is not None:
-            rows = self._kept
-            assert rows is not None
+        if kept is not None and rows is not None:
             keep_rows(weights[None], rows.heads, rows.columns, kept[:, None], self.begins, self.length, final=True)
         self._attention(index, weights, read=True)
 
