@@ -33,6 +33,7 @@ from mmattn.decoding.fast.step import DecodeStep
 from mmattn.decoding.features import Features
 from mmattn.decoding.requests import Options, Request
 from mmattn.decoding.sampling import Sampling
+from tests.fast_choosing import choices
 from tests.test_methods import STRONG
 from tests.tiny import FAMILIES, tiny_llava
 
@@ -265,13 +266,14 @@ def main() -> None:
     from tests.fast_prefill import forgotten, short_prompts  # which takes from here
 
     cuts.MANY = 12 * 32  # as many as the heads of "wide" have
-    tables = (cuts.PRODUCT, cuts.PROJECT, cuts.PROJECT_FEW, cuts.GATED, cuts.ONTO)
+    tables = (cuts.PRODUCT, cuts.PROJECT, cuts.PROJECT_FEW, cuts.GATED, cuts.GATED_WIDE, cuts.OUTPUT, cuts.DOWN)
     for table in tables:  # small enough to be cut in tiny models, too
         for rows, blocks in table.items():
             several = 32 if table is cuts.PROJECT else 16  # a whole head of "wide"
             table[rows] = replace(blocks, m=min(blocks.m, 16), n=4 if rows == 1 else several, k=32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens = 3 if device == "cpu" else 20
+    choices(device)
     generate(sys.argv[1], device, tokens, FULL)
     whole, fast.HELD = fast.HELD, 64
     unedited("wide", device, tokens)  # in many parts, each as long as a program may hold

@@ -17,6 +17,11 @@ class Progress:
         tokens: (B, steps), filled up with `filler` after a sample's end.
         finished: () bool, whether every sample has ended.
         broken: () bool, whether scores were not numbers.
+        stopped: (B,) bool, which samples have ended.
+        rooms: (B,), how many tokens a sample may generate.
+        step: (1,), the number of the next token.
+        stop_ids: (stops,), tokens that end a sample.
+        filler: ().
     """
 
     def __init__(
@@ -30,38 +35,45 @@ class Progress:
         device: torch.device,
     ) -> None:
         self._method, self._sampling = method, sampling
-        self._stop_ids = torch.tensor(sorted(stop_ids), device=device, dtype=torch.long)
-        self._filler = torch.tensor(filler, device=device)
+        self.stop_ids = torch.tensor(sorted(stop_ids), device=device, dtype=torch.long)
+        self.filler = torch.tensor(filler, device=device)
         self.tokens = torch.full((samples, steps), filler, device=device)
         self.finished, self.broken = (torch.zeros((), dtype=torch.bool, device=device) for _ in range(2))
-        self._stopped = torch.zeros(samples, dtype=torch.bool, device=device)
-        self._rooms = torch.zeros(samples, dtype=torch.long, device=device)
+        self.stopped = torch.zeros(samples, dtype=torch.bool, device=device)
+        self.rooms = torch.zeros(samples, dtype=torch.long, device=device)
         self._uniforms = torch.zeros(samples, steps, device=device)
-        self._step = torch.zeros(1, dtype=torch.long, device=device)
+        self.step = torch.zeros(1, dtype=torch.long, device=device)
 
     def start(self, rooms: Sequence[int], uniforms: torch.Tensor) -> None:
         """Begin anew with samples that may generate `rooms` tokens and draw by `uniforms` (B or fewer, steps or fewer).
 
         Samples beyond those given count as ended.
         """
-        for buffer in (self.finished, self.broken, self._rooms, self._step, self._uniforms):
+        for buffer in (self.finished, self.broken, self.rooms, self.step, self._uniforms):
             buffer.zero_()
-        self.tokens.copy_(self._filler.expand_as(self.tokens))
-        self._rooms[: len(rooms)] = torch.tensor(rooms)
+        self.tokens.copy_(self.filler.expand_as(self.tokens))
+        self.rooms[: len(rooms)] = torch.tensor(rooms)
         self._uniforms[: len(uniforms), : uniforms.shape[1]] = uniforms
-        self._stopped.copy_(self._rooms == 0)
+        self.stopped.copy_(self.rooms == 0)
 
     def advance(self, logits: torch.Tensor, exits: torch.Tensor | None = None) -> torch.Tensor:
         """Choose each sample's next token (B,) from its branches' scores (B, K, V) and its exits' (B, exits, V)."""
-        scores = self._method.combine(Step(logits, self._step[0], exits))
+        return self.take(self.joined(logits, exits))
+
+    def joined(self, logits: torch.Tensor, exits: torch.Tensor | None = None) -> torch.Tensor:
+        """What the method makes of them: (B, V)."""
+        return self._method.combine(Step(logits, self.step[0], exits))
+
+    def take(self, scores: torch.Tensor) -> torch.Tensor:
+        """Choose each sample's next token (B,) from `scores` (B, V)."""
         # The largest of scores some of which are no numbers is none, either; a contrast may have forbidden them all.
         top = scores.amax(-1)
-        self.broken |= ((top.isnan() | top.isneginf()) & ~self._stopped).any()
-        drawn = self._uniforms.index_select(1, self._step)[:, 0] if self._sampling.do_sample else None
+        self.broken |= ((top.isnan() | top.isneginf()) & ~self.stopped).any()
+        drawn = self._uniforms.index_select(1, self.step)[:, 0] if self._sampling.do_sample else None
         chosen = self._sampling.choose(scores, drawn)
-        chosen = torch.where(self._stopped, self._filler, chosen)
-        self.tokens.index_copy_(1, self._step, chosen[:, None])
-        self._step += 1
-        self._stopped |= (chosen[:, None] == self._stop_ids).any(-1) | (self._rooms <= self._step)
-        self.finished.copy_(self._stopped.all())
+        chosen = torch.where(self.stopped, self.filler, chosen)
+        self.tokens.index_copy_(1, self.step, chosen[:, None])
+        self.step += 1
+        self.stopped |= (chosen[:, None] == self.stop_ids).any(-1) | (self.rooms <= self.step)
+        self.finished.copy_(self.stopped.all())
         return chosen

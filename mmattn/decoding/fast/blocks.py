@@ -45,18 +45,25 @@ PROJECT_FEW = {
 }
 MANY = 96 * 128  # outputs of the projections that are not few
 GATED = {
-    1: Blocks(1, 2, 2048, 8, 1),
+    1: Blocks(1, 4, 2048, 8, 1),
     16: Blocks(16, 64, 128, 4, 3),
     32: Blocks(32, 64, 64, 4, 4),
     64: Blocks(64, 64, 64, 4, 4),
 }
-# Their blocks also are the parts in which the sums of squares come, so they are rather large.
-ONTO = {
+# Of so many outputs that two programs per multiprocessor are not enough to have all of them at once, which a last few
+# would make wait: three, each with fewer weights on their way.
+GATED_WIDE = {**GATED, 16: Blocks(16, 64, 128, 4, 2), 32: Blocks(32, 64, 64, 4, 3)}
+WIDE = 2 * 132 * 64  # outputs of gated products that are not wide
+# Their blocks also are the parts in which the sums of squares come, so they are rather large, and of one size.
+OUTPUT = {
     1: Blocks(1, 4, 1024, 4, 1),
     16: Blocks(16, 64, 128, 4, 5, split=2),
     32: Blocks(32, 64, 128, 4, 5, split=2),
     64: Blocks(64, 64, 128, 4, 5, split=2),
 }
+DOWN = {**OUTPUT, 16: Blocks(16, 64, 128, 4, 4, split=4)}
+# Rows up to which a kernel starts while the one before it ends; more are bound by their arithmetic, too.
+OVERLAPPED = 32
 # Shared memory of one program of `attention` for heads of 128 in half precision, in bytes: smaller heads take half.
 ATTENTION_MEMORY = 75_000
 
@@ -78,6 +85,12 @@ def projection(parts: DecoderParts, rows: int) -> Blocks:
     return replace(blocks, n=min(blocks.n, triton.next_power_of_2(parts.dim)))
 
 
+def gating(parts: DecoderParts, rows: int) -> Blocks:
+    """The blocks of the gated products."""
+    table = GATED_WIDE if parts.inner > WIDE else GATED
+    return fitted(table, rows, parts.hidden, parts.dtype.itemsize)
+
+
 def attention_blocks(parts: DecoderParts, slots: int) -> dict[str, int]:
     """How the attention kernel is cut, over a cache of `slots` slots."""
     return {
@@ -87,6 +100,14 @@ def attention_blocks(parts: DecoderParts, slots: int) -> dict[str, int]:
         "num_warps": 4,
         "num_stages": 2 if parts.dtype == torch.float32 else 3,
     }
+
+
+def overlapping(rows: int, device: torch.device) -> dict[str, bool]:
+    """How kernels of a step are launched: from Hopper on, one may start while the one before it ends."""
+    nvidia = device.type == "cuda" and torch.version.cuda is not None
+    if rows <= OVERLAPPED and nvidia and torch.cuda.get_device_capability(device) >= (9, 0):
+        return {"OVERLAP": True, "launch_pdl": True}
+    return {"OVERLAP": False}
 
 
 def splits(programs: int, slots: int, device: torch.device) -> int:

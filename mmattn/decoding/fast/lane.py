@@ -11,6 +11,7 @@ from mmattn.adapters import Adapter, Embedded, SharedCache
 from mmattn.attention import Session
 from mmattn.attention.compiling import compiling
 from mmattn.decoding.fast.captured import CAPTURING, Prefills
+from mmattn.decoding.fast.choosing import Greedy
 from mmattn.decoding.fast.keeping import KeptRows
 from mmattn.decoding.fast.parts import DecoderParts
 from mmattn.decoding.fast.pool import COLUMNS, SLOTS, Rules, Size
@@ -72,6 +73,7 @@ class Lane:
             adapter.pad_token_id,
             parts.device,
         )
+        self._greedy = None if rules.sampling.do_sample else Greedy(self.progress, self._step.logits.shape[1])
         self._taken: list[torch.cuda.Event | None] = [None, None]
         self._graphs: list[torch.cuda.CUDAGraph] = []
         if parts.device.type == "cuda":
@@ -192,8 +194,11 @@ class Lane:
         step.end()
         logits = step.logits.view(self.size.samples, self.branches, -1)
         early = self._head(self._norm(step.left[:: self.branches])).float() if step.left.numel() else None
-        chosen = self.progress.advance(logits, early)
-        step.tokens.copy_(chosen.repeat_interleave(self.branches))
+        scores = self.progress.joined(logits, early)
+        if self._greedy:
+            self._greedy.take(scores, step.tokens)
+        else:
+            step.tokens.copy_(self.progress.take(scores).repeat_interleave(self.branches))
 
     def _capture(self) -> None:
         pieces = range(len(self._step.spans))

@@ -12,7 +12,18 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mmattn.decoding.fast import kernels
-from mmattn.decoding.fast.blocks import GATED, ONTO, PRODUCT, Blocks, attention_blocks, fitted, projection, splits
+from mmattn.decoding.fast.blocks import (
+    DOWN,
+    OUTPUT,
+    PRODUCT,
+    Blocks,
+    attention_blocks,
+    fitted,
+    gating,
+    overlapping,
+    projection,
+    splits,
+)
 from mmattn.decoding.fast.keeping import KeptRows
 from mmattn.decoding.fast.parts import DecoderParts, LayerParts
 
@@ -77,9 +88,11 @@ class DecodeStep:
         self._mixed = torch.empty(rows, parts.heads * dim, device=device, dtype=half)
         self._inner = torch.empty(rows, parts.inner, device=device, dtype=half)
         self._stream, self._ready = (torch.empty(rows, parts.hidden, device=device, dtype=half) for _ in range(2))
-        blocks = fitted(ONTO, rows, parts.hidden, half.itemsize)
+        both = [fitted(table, rows, parts.hidden, half.itemsize) for table in (OUTPUT, DOWN)]
+        blocks, most = both[0], max(one.split for one in both)
+        assert {(one.m, one.n) for one in both} == {(blocks.m, blocks.n)}
         self._blocks = triton.cdiv(parts.hidden, blocks.n)
-        self._pieces = torch.empty(blocks.split if blocks.split > 1 else 0, rows, parts.hidden, device=device)
+        self._pieces = torch.empty(most if most > 1 else 0, rows, parts.hidden, device=device)
         self._arrivals = torch.zeros(self._blocks * triton.cdiv(rows, blocks.m), dtype=torch.int32, device=device)
         self._squares = torch.empty(self._blocks, rows, device=device)
         self.logits = torch.empty(rows, len(parts.head), device=device, dtype=torch.float32)
@@ -94,6 +107,7 @@ class DecodeStep:
         self.spans = list(zip([0, *ends], [*ends, len(parts.layers)], strict=True))
         self.scores = torch.empty(rows if rewritten else 0, parts.heads, 1, slots, device=device)
         self._none = torch.empty(1, device=device)
+        self._overlap = overlapping(rows, device)
         self._descriptors: dict[tuple[int, ...], TensorDescriptor] = {}
         self._exits = {layer: place for place, layer in enumerate(exits)}
         self.left = torch.empty(rows, len(exits), parts.hidden, device=device, dtype=half)
@@ -116,7 +130,7 @@ class DecodeStep:
         if first == 0:
             kernels.embed[(self.rows,)](
                 self.tokens, parts.embedding, parts.layers[0].attention_gain, self._stream, self._ready, self._squares,
-                K=parts.hidden, BLOCK_K=triton.next_power_of_2(parts.hidden),
+                K=parts.hidden, BLOCK_K=triton.next_power_of_2(parts.hidden), **self._overlap,
             )  # fmt: skip
         gains = [*(one.attention_gain for one in parts.layers[1:]), parts.final_gain]
         for index in range(first, last):
@@ -129,9 +143,9 @@ class DecodeStep:
             if self.remix is not None and index in self.remixed:
                 heads = self._mixed.view(self.rows, 1, parts.heads, parts.dim)
                 heads.copy_(self.remix(index, heads))
-            self._onto_stream(self._mixed, layer.output, layer.mlp_gain)
+            self._onto_stream(OUTPUT, self._mixed, layer.output, layer.mlp_gain)
             self._gated(layer, self._blocks)
-            self._onto_stream(self._inner, layer.down, gains[index])
+            self._onto_stream(DOWN, self._inner, layer.down, gains[index])
 
     def end(self) -> None:
         """After the last piece: `logits`, and one slot further."""
@@ -157,6 +171,7 @@ class DecodeStep:
             H=parts.heads, G=parts.groups, D=parts.dim, K=parts.hidden, EPS=parts.eps,
             BIAS=layer.query.bias is not None, ROTATE=rotate, ONE=self.rows == 1, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
             BLOCK_K=blocks.k, BLOCK_P=triton.next_power_of_2(pieces), num_warps=blocks.warps, num_stages=blocks.stages,
+            **self._overlap,
         )  # fmt: skip
         if rotate:
             return
@@ -164,7 +179,7 @@ class DecodeStep:
             self._qkv, self._cosines, self._sines, *(self._none if one is None else one for one in gains),
             self.keys[index], self.values[index], self._none, self._none, self.positions, self.length, self.rows, 1,
             H=parts.heads, G=parts.groups, D=parts.dim, C=self.slots, EPS=parts.eps, QK_NORM=normed, LAST=False,
-            BLOCK_D=triton.next_power_of_2(parts.dim // 2), BLOCK_M=ROTATED, num_warps=1,
+            BLOCK_D=triton.next_power_of_2(parts.dim // 2), BLOCK_M=ROTATED, num_warps=1, **self._overlap,
         )  # fmt: skip
 
     def _attend(self, index: int) -> None:
@@ -204,13 +219,14 @@ class DecodeStep:
             self._mixed, self.begins, self.length, none, parts.scale, each, count, apart,
             H=parts.heads, G=parts.groups, D=parts.dim, C=self.slots, PARTS=splits, HIDES=self.hides,
             KEEP=kept is not None, WRITE=write, READ=read, MIX=mix, OWNED=False, BLOCK_N=NORMALISED,
-            TILES=tiles, **cut,
+            TILES=tiles, **cut, **self._overlap,
         )  # fmt: skip
         if mix and splits > 1:
             kernels.join_parts[(self.rows * parts.heads,)](
                 *parted, self._mixed, keep, place_of, each, count, apart, H=parts.heads, D=parts.dim, PARTS=splits,
                 KEEP=kept is not None, READ=read, BLOCK_P=triton.next_power_of_2(splits),
                 BLOCK_D=triton.next_power_of_2(parts.dim), BLOCK_N=NORMALISED, num_warps=1 if kept is None else 4,
+                **self._overlap,
             )  # fmt: skip
 
     def _read_out(self) -> None:
@@ -220,27 +236,27 @@ class DecodeStep:
         kernels.product[self._grid(blocks, len(head))](
             x, self._squares, self._blocks, weight, self.logits, self.rows, len(head), parts.hidden, parts.eps,
             self.rows == 1, blocks.m, blocks.n, blocks.k, triton.next_power_of_2(self._blocks),
-            num_warps=blocks.warps, num_stages=blocks.stages,
+            num_warps=blocks.warps, num_stages=blocks.stages, **self._overlap,
         )  # fmt: skip
 
-    def _onto_stream(self, x: torch.Tensor, weight: torch.Tensor, gain: torch.Tensor) -> None:
+    def _onto_stream(self, table: dict[int, Blocks], x: torch.Tensor, weight: torch.Tensor, gain: torch.Tensor) -> None:
         outputs, inputs = weight.shape
-        blocks = fitted(ONTO, self.rows, inputs, x.element_size())
+        blocks = fitted(table, self.rows, inputs, x.element_size())
         x, weight = self._read(blocks, x, weight)
         kernels.product_onto[(*self._grid(blocks, outputs), blocks.split)](
             x, weight, self._stream, gain, self._ready, self._squares, self._pieces, self._arrivals, self.rows, outputs,
             inputs, self.rows == 1, blocks.split, blocks.m, blocks.n, blocks.k,
-            num_warps=blocks.warps, num_stages=blocks.stages,
+            num_warps=blocks.warps, num_stages=blocks.stages, **self._overlap,
         )  # fmt: skip
 
     def _gated(self, layer: LayerParts, pieces: int) -> None:
         parts = self.parts
-        blocks = fitted(GATED, self.rows, parts.hidden, self._stream.element_size())
+        blocks = gating(parts, self.rows)
         x, gate, up = self._read(blocks, self._ready, layer.gate, layer.up)
         kernels.gated_product[self._grid(blocks, parts.inner)](
             x, self._squares, pieces, gate, up, self._inner, self.rows, parts.inner, parts.hidden, parts.eps,
             self.rows == 1, blocks.m, blocks.n, blocks.k, triton.next_power_of_2(pieces),
-            num_warps=blocks.warps, num_stages=blocks.stages,
+            num_warps=blocks.warps, num_stages=blocks.stages, **self._overlap,
         )  # fmt: skip
 
     def _read(

@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mmattn.decoding.fast.kernels.overlap import await_earlier, let_next_in
+
 
 @triton.jit
 def rotate_and_store(
@@ -36,8 +38,11 @@ def rotate_and_store(
     LAST: tl.constexpr,
     BLOCK_D: tl.constexpr,  # at least D / 2
     BLOCK_M: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """Rotary embedding of query and key, and new keys and values into the cache; a program per rows and head."""
+    await_earlier(OVERLAP)
+    let_next_in(OVERLAP)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     head = tl.program_id(1)
     half: tl.constexpr = D // 2
@@ -154,6 +159,7 @@ def attention(  # noqa: C901 - its branches are settled when it is compiled
     BLOCK: tl.constexpr,
     BLOCK_N: tl.constexpr,
     TILES: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """One query per row against its cache, in parts.
 
@@ -163,6 +169,7 @@ def attention(  # noqa: C901 - its branches are settled when it is compiled
     pieces. WRITE computes scores only. READ and MIX take the weights from
     `scores` instead and only mix values.
     """
+    await_earlier(OVERLAP)
     row = tl.program_id(0)
     group = tl.program_id(1)
     part = tl.program_id(2)
@@ -229,6 +236,7 @@ def attention(  # noqa: C901 - its branches are settled when it is compiled
         if MIX:
             value = tl.load(values + places, mask=loaded, other=0.0)
             acc = tl.dot(weight.to(value.dtype), value, acc, input_precision="ieee")
+    let_next_in(OVERLAP)
     if MIX:
         inside = mine[:, None] & (d[None, :] < D)
         if PARTS == 1:
@@ -272,10 +280,13 @@ def join_parts(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The parts of one row and head into its output, and what is kept of it into weights; with READ they only add
     up.
     """
+    await_earlier(OVERLAP)
+    let_next_in(OVERLAP)
     at = tl.program_id(0)
     p = tl.arange(0, BLOCK_P)
     d = tl.arange(0, BLOCK_D)

@@ -17,10 +17,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mmattn.decoding.fast.kernels.overlap import await_earlier, let_next_in
+
 
 @triton.jit
-def embed(tokens, embedding, gain, x, ready, squares, K: tl.constexpr, BLOCK_K: tl.constexpr):
+def embed(tokens, embedding, gain, x, ready, squares, K: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr):
     """Embeddings (M, K) of `tokens` (M,), made ready for the first normalised product."""
+    await_earlier(OVERLAP)
+    let_next_in(OVERLAP)
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK_K)
     token = tl.load(tokens + row).to(tl.int64)
@@ -98,11 +102,14 @@ def product(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The product out = norm(x) @ weight.T; `x` already has the gain of the norm, its factor comes last."""
+    await_earlier(OVERLAP)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     acc = _sums(x, weight, tl.program_id(0), n, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+    let_next_in(OVERLAP)
     acc *= _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
     tl.store(out + m[None, :] * N + n[:, None], acc.to(out.dtype.element_ty), mask=(m[None, :] < M) & (n[:, None] < N))
 
@@ -139,12 +146,14 @@ def project(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Query, key and value: norm(x) @ weight.T (+ bias) into `out`.
 
     With ROTATE the query is rotated there, and the rotated key and the value go into the cache instead. A block then
     has as many outputs of a head's lower half as of its upper one, which rotation mixes; D is a multiple of BLOCK_N.
     """
+    await_earlier(OVERLAP)
     block = tl.program_id(0)
     blocks: tl.constexpr = (H * D + BLOCK_N - 1) // BLOCK_N
     fewer: tl.constexpr = (G * D + BLOCK_N - 1) // BLOCK_N
@@ -168,6 +177,7 @@ def project(
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     per_head: tl.constexpr = D // BLOCK_N if ROTATE else 1
     acc = _sums(x, weight, block, n, width, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K, per_head)
+    let_next_in(OVERLAP)
     acc *= _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
     if BIAS:
         acc += tl.load(bias + n, mask=n < width, other=0.0).to(tl.float32)[:, None]
@@ -213,12 +223,14 @@ def product_onto(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Add x @ weight.T to the stream, and make it ready for the normalised product that follows.
 
     A narrow product has too few blocks of outputs to fill the device: then SPLIT programs share the inputs of one,
     and the last to arrive adds up what they found, in fixed order.
     """
+    await_earlier(OVERLAP)
     block = tl.program_id(0)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -228,6 +240,7 @@ def product_onto(
     size: tl.constexpr = (K + SPLIT * BLOCK_K - 1) // (SPLIT * BLOCK_K) * BLOCK_K
     first = part * size
     acc = _sums(x, weight, block, n, N, first, tl.minimum(first + size, K), K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
+    let_next_in(OVERLAP)
     if SPLIT > 1:
         tl.store(pieces + part * M * N + places, acc, mask=inside)
         tl.debug_barrier()
@@ -271,8 +284,10 @@ def gated_product(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The MLP's inner values: silu(norm(x) @ gate.T) * (norm(x) @ up.T)."""
+    await_earlier(OVERLAP)
     block = tl.program_id(0)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -288,6 +303,7 @@ def gated_product(
             up_tile = up.load([block * BLOCK_N, start])
             gated = tl.dot(gate_tile, rows.T, gated, input_precision="ieee")
             raised = tl.dot(up_tile, rows.T, raised, input_precision="ieee")
+    let_next_in(OVERLAP)
     factor = _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
     half = out.dtype.element_ty
     gated = (gated * factor).to(half).to(tl.float32)

@@ -1,0 +1,26 @@
+"""How the kernels of a step overlap: one may start while the one before it ends (programmatic dependent launch).
+
+A kernel that is launched so waits before it touches anything that another one reads or writes, and lets the next one
+in once it has no more weights or keys to ask for. Sooner would be worse: the next one's programs then crowd onto
+whichever multiprocessors have room.
+"""
+
+# Triton reads the functions below as its own language, in which only compile-time constants are annotated.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def await_earlier(OVERLAP: tl.constexpr):
+    """Until all that earlier kernels wrote is there."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def let_next_in(OVERLAP: tl.constexpr):
+    """The next kernel may start once every program of this one has come here or ended."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
