@@ -128,7 +128,7 @@ def products(step: fast.DecodeStep) -> dict[str, tuple[Callable[[], Any], int]]:
 
     def output() -> None:
         for one in layers:
-            step._onto_stream(cuts.OUTPUT, step._mixed, one.output, one.mlp_gain)
+            step._onto_stream(step._mixed, one.output, one.mlp_gain)
 
     def gated() -> None:
         for one in layers:
@@ -136,7 +136,7 @@ def products(step: fast.DecodeStep) -> dict[str, tuple[Callable[[], Any], int]]:
 
     def down() -> None:
         for one in layers:
-            step._onto_stream(cuts.DOWN, step._inner, one.down, one.mlp_gain)
+            step._onto_stream(step._inner, one.down, one.mlp_gain)
 
     bytes_of = {
         "qkv": 3 * first.query.weight.nbytes, "output": first.output.nbytes, "gated": 2 * first.gate.nbytes,
@@ -155,7 +155,7 @@ def sweep(parts: DecoderParts, rows: int, tile: int) -> list[dict[str, Any]]:
     """Every candidate for every kind of product."""
     found = []
     for (n, k, warps, stages), split in itertools.product(CANDIDATES[tile], SPLITS):
-        for table in (cuts.PROJECT, cuts.GATED, cuts.OUTPUT, cuts.DOWN):
+        for table in (cuts.PROJECT, cuts.GATED, cuts.ONTO):
             table[tile] = cuts.Blocks(tile, n, k, warps, stages, split)
         made = step_of(parts, rows, 600, 704)
         for name, (work, size) in products(made).items():

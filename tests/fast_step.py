@@ -20,7 +20,7 @@ from mmattn.attention import Edit, Site
 from mmattn.decoding import Boost, resolve
 from mmattn.decoding.boost import Bias
 from mmattn.decoding.branching import _probe
-from mmattn.decoding.fast import LANES
+from mmattn.decoding.fast import LANES, choosing
 from mmattn.decoding.fast import blocks as cuts
 from mmattn.decoding.fast import rows as fast_rows
 from mmattn.decoding.fast import step as fast
@@ -266,7 +266,8 @@ def main() -> None:
     from tests.fast_prefill import forgotten, short_prompts  # which takes from here
 
     cuts.MANY = 12 * 32  # as many as the heads of "wide" have
-    tables = (cuts.PRODUCT, cuts.PROJECT, cuts.PROJECT_FEW, cuts.GATED, cuts.GATED_WIDE, cuts.OUTPUT, cuts.DOWN)
+    cuts.OVERLAPPED = fast.OVERLAPPED = 16  # 20 rows are more
+    tables = (cuts.PRODUCT, cuts.PROJECT, cuts.PROJECT_FEW, cuts.GATED, cuts.GATED_WIDE, cuts.ONTO)
     for table in tables:  # small enough to be cut in tiny models, too
         for rows, blocks in table.items():
             several = 32 if table is cuts.PROJECT else 16  # a whole head of "wide"
@@ -274,6 +275,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens = 3 if device == "cpu" else 20
     choices(device)
+    choosing.PART = 1 << 15  # the interpreter takes its time over each program
     generate(sys.argv[1], device, tokens, FULL)
     whole, fast.HELD = fast.HELD, 64
     unedited("wide", device, tokens)  # in many parts, each as long as a program may hold

@@ -54,14 +54,13 @@ GATED = {
 # would make wait: three, each with fewer weights on their way.
 GATED_WIDE = {**GATED, 16: Blocks(16, 64, 128, 4, 2), 32: Blocks(32, 64, 64, 4, 3)}
 WIDE = 2 * 132 * 64  # outputs of gated products that are not wide
-# Their blocks also are the parts in which the sums of squares come, so they are rather large, and of one size.
-OUTPUT = {
+# Their blocks also are the parts in which the sums of squares come, so they are rather large.
+ONTO = {
     1: Blocks(1, 4, 1024, 4, 1),
     16: Blocks(16, 64, 128, 4, 5, split=2),
     32: Blocks(32, 64, 128, 4, 5, split=2),
     64: Blocks(64, 64, 128, 4, 5, split=2),
 }
-DOWN = {**OUTPUT, 16: Blocks(16, 64, 128, 4, 4, split=4)}
 # Rows up to which a kernel starts while the one before it ends; more are bound by their arithmetic, too.
 OVERLAPPED = 32
 # Shared memory of one program of `attention` for heads of 128 in half precision, in bytes: smaller heads take half.

@@ -13,8 +13,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mmattn.decoding.fast import kernels
 from mmattn.decoding.fast.blocks import (
-    DOWN,
-    OUTPUT,
+    ONTO,
+    OVERLAPPED,
     PRODUCT,
     Blocks,
     attention_blocks,
@@ -88,11 +88,9 @@ class DecodeStep:
         self._mixed = torch.empty(rows, parts.heads * dim, device=device, dtype=half)
         self._inner = torch.empty(rows, parts.inner, device=device, dtype=half)
         self._stream, self._ready = (torch.empty(rows, parts.hidden, device=device, dtype=half) for _ in range(2))
-        both = [fitted(table, rows, parts.hidden, half.itemsize) for table in (OUTPUT, DOWN)]
-        blocks, most = both[0], max(one.split for one in both)
-        assert {(one.m, one.n) for one in both} == {(blocks.m, blocks.n)}
+        blocks = fitted(ONTO, rows, parts.hidden, half.itemsize)
         self._blocks = triton.cdiv(parts.hidden, blocks.n)
-        self._pieces = torch.empty(most if most > 1 else 0, rows, parts.hidden, device=device)
+        self._pieces = torch.empty(blocks.split if blocks.split > 1 else 0, rows, parts.hidden, device=device)
         self._arrivals = torch.zeros(self._blocks * triton.cdiv(rows, blocks.m), dtype=torch.int32, device=device)
         self._squares = torch.empty(self._blocks, rows, device=device)
         self.logits = torch.empty(rows, len(parts.head), device=device, dtype=torch.float32)
@@ -108,6 +106,7 @@ class DecodeStep:
         self.scores = torch.empty(rows if rewritten else 0, parts.heads, 1, slots, device=device)
         self._none = torch.empty(1, device=device)
         self._overlap = overlapping(rows, device)
+        self._product = {"EARLY": 1 < rows <= OVERLAPPED, **self._overlap}
         self._descriptors: dict[tuple[int, ...], TensorDescriptor] = {}
         self._exits = {layer: place for place, layer in enumerate(exits)}
         self.left = torch.empty(rows, len(exits), parts.hidden, device=device, dtype=half)
@@ -143,9 +142,9 @@ class DecodeStep:
             if self.remix is not None and index in self.remixed:
                 heads = self._mixed.view(self.rows, 1, parts.heads, parts.dim)
                 heads.copy_(self.remix(index, heads))
-            self._onto_stream(OUTPUT, self._mixed, layer.output, layer.mlp_gain)
+            self._onto_stream(self._mixed, layer.output, layer.mlp_gain)
             self._gated(layer, self._blocks)
-            self._onto_stream(DOWN, self._inner, layer.down, gains[index])
+            self._onto_stream(self._inner, layer.down, gains[index])
 
     def end(self) -> None:
         """After the last piece: `logits`, and one slot further."""
@@ -171,7 +170,7 @@ class DecodeStep:
             H=parts.heads, G=parts.groups, D=parts.dim, K=parts.hidden, EPS=parts.eps,
             BIAS=layer.query.bias is not None, ROTATE=rotate, ONE=self.rows == 1, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
             BLOCK_K=blocks.k, BLOCK_P=triton.next_power_of_2(pieces), num_warps=blocks.warps, num_stages=blocks.stages,
-            **self._overlap,
+            **self._product,
         )  # fmt: skip
         if rotate:
             return
@@ -236,17 +235,17 @@ class DecodeStep:
         kernels.product[self._grid(blocks, len(head))](
             x, self._squares, self._blocks, weight, self.logits, self.rows, len(head), parts.hidden, parts.eps,
             self.rows == 1, blocks.m, blocks.n, blocks.k, triton.next_power_of_2(self._blocks),
-            num_warps=blocks.warps, num_stages=blocks.stages, **self._overlap,
+            num_warps=blocks.warps, num_stages=blocks.stages, **self._product,
         )  # fmt: skip
 
-    def _onto_stream(self, table: dict[int, Blocks], x: torch.Tensor, weight: torch.Tensor, gain: torch.Tensor) -> None:
+    def _onto_stream(self, x: torch.Tensor, weight: torch.Tensor, gain: torch.Tensor) -> None:
         outputs, inputs = weight.shape
-        blocks = fitted(table, self.rows, inputs, x.element_size())
+        blocks = fitted(ONTO, self.rows, inputs, x.element_size())
         x, weight = self._read(blocks, x, weight)
         kernels.product_onto[(*self._grid(blocks, outputs), blocks.split)](
             x, weight, self._stream, gain, self._ready, self._squares, self._pieces, self._arrivals, self.rows, outputs,
             inputs, self.rows == 1, blocks.split, blocks.m, blocks.n, blocks.k,
-            num_warps=blocks.warps, num_stages=blocks.stages, **self._overlap,
+            num_warps=blocks.warps, num_stages=blocks.stages, **self._product,
         )  # fmt: skip
 
     def _gated(self, layer: LayerParts, pieces: int) -> None:
@@ -256,7 +255,7 @@ class DecodeStep:
         kernels.gated_product[self._grid(blocks, parts.inner)](
             x, self._squares, pieces, gate, up, self._inner, self.rows, parts.inner, parts.hidden, parts.eps,
             self.rows == 1, blocks.m, blocks.n, blocks.k, triton.next_power_of_2(pieces),
-            num_warps=blocks.warps, num_stages=blocks.stages, **self._overlap,
+            num_warps=blocks.warps, num_stages=blocks.stages, **self._product,
         )  # fmt: skip
 
     def _read(

@@ -169,7 +169,6 @@ def attention(  # noqa: C901 - its branches are settled when it is compiled
     pieces. WRITE computes scores only. READ and MIX take the weights from
     `scores` instead and only mix values.
     """
-    await_earlier(OVERLAP)
     row = tl.program_id(0)
     group = tl.program_id(1)
     part = tl.program_id(2)
@@ -180,6 +179,7 @@ def attention(  # noqa: C901 - its branches are settled when it is compiled
     mine = h < share
     heads = group * share + h
     first, last = _span(begins, length, row, part, PARTS, BLOCK)
+    await_earlier(OVERLAP)
     query = tl.load(
         qkv + row * (H + 2 * G) * D + heads[:, None] * D + d[None, :],
         mask=mine[:, None] & (d[None, :] < D),

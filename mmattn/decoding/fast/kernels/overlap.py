@@ -1,8 +1,9 @@
 """How the kernels of a step overlap: one may start while the one before it ends (programmatic dependent launch).
 
-A kernel that is launched so waits before it touches anything that another one reads or writes, and lets the next one
-in once it has no more weights or keys to ask for. Sooner would be worse: the next one's programs then crowd onto
-whichever multiprocessors have room.
+A kernel that is launched so waits before it touches anything that the one before it wrote, and before it writes; then
+it lets the next one in, once it has no more weights or keys to ask for. Sooner would be worse: the next one's programs
+then crowd onto whichever multiprocessors have room. Since nobody lets the next one in before having waited, whatever is
+older than the kernel before is there from the beginning.
 """
 
 # Triton reads the functions below as its own language, in which only compile-time constants are annotated.

@@ -8,6 +8,10 @@ A single row reads its input and weights by their places in memory. With several
 the device's copy engine brings tiles (BLOCK_M, BLOCK_K) and (BLOCK_N, BLOCK_K): without threads that work out places,
 more of them are on their way.
 
+What the end of a product needs beyond its sums is asked for at the beginning with EARLY: at once, where it is older
+than the kernel before this one, and else after waiting for that. A single row has programs in plenty, whose ends do not
+hold each other up.
+
 Shapes: M rows (samples x branches), K and N features.
 """
 
@@ -37,11 +41,30 @@ def embed(tokens, embedding, gain, x, ready, squares, K: tl.constexpr, BLOCK_K: 
 
 
 @triton.jit
-def _norm_factors(squares, m, M, PARTS, K: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Reciprocal RMS of rows `m`, from the parts (PARTS, M) of their squares' sums."""
+def _rotation(cosines, sines, positions, m, d, inside, M, D: tl.constexpr):
+    """Cosines and sines (half a head's dimensions `d`, rows `m`) of a head's lower half, then of its upper one."""
+    at = tl.load(positions + m, mask=m < M, other=0)[None, :] * D + d[:, None]
+    lower = tl.load(cosines + at, mask=inside, other=0.0), tl.load(sines + at, mask=inside, other=0.0)
+    at += D // 2
+    return (
+        lower[0],
+        lower[1],
+        tl.load(cosines + at, mask=inside, other=0.0),
+        tl.load(sines + at, mask=inside, other=0.0),
+    )
+
+
+@triton.jit
+def _parts_of_squares(squares, m, M, PARTS, BLOCK_P: tl.constexpr):
+    """Of rows `m`, the parts (PARTS, M) of their squares' sums."""
     p = tl.arange(0, BLOCK_P)
     inside = (p[:, None] < PARTS) & (m[None, :] < M)
-    parts = tl.load(squares + p[:, None] * M + m[None, :], mask=inside, other=0.0)
+    return tl.load(squares + p[:, None] * M + m[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _norm_factors(parts, K: tl.constexpr, EPS: tl.constexpr):
+    """Reciprocal RMS of rows, from the parts of their squares' sums."""
     return tl.rsqrt(tl.sum(parts, 0) / K + EPS)
 
 
@@ -102,20 +125,25 @@ def product(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """The product out = norm(x) @ weight.T; `x` already has the gain of the norm, its factor comes last."""
     await_earlier(OVERLAP)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if EARLY:
+        of_squares = _parts_of_squares(squares, m, M, parts, BLOCK_P)
     acc = _sums(x, weight, tl.program_id(0), n, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
     let_next_in(OVERLAP)
-    acc *= _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
+    if not EARLY:
+        of_squares = _parts_of_squares(squares, m, M, parts, BLOCK_P)
+    acc *= _norm_factors(of_squares, K, EPS)[None, :]
     tl.store(out + m[None, :] * N + n[:, None], acc.to(out.dtype.element_ty), mask=(m[None, :] < M) & (n[:, None] < N))
 
 
 @triton.jit
-def project(
+def project(  # noqa: C901 - its branches are settled when it is compiled
     x,  # (M, K)
     squares,  # (parts, M)
     parts,
@@ -146,6 +174,7 @@ def project(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Query, key and value: norm(x) @ weight.T (+ bias) into `out`.
@@ -153,7 +182,6 @@ def project(
     With ROTATE the query is rotated there, and the rotated key and the value go into the cache instead. A block then
     has as many outputs of a head's lower half as of its upper one, which rotation mixes; D is a multiple of BLOCK_N.
     """
-    await_earlier(OVERLAP)
     block = tl.program_id(0)
     blocks: tl.constexpr = (H * D + BLOCK_N - 1) // BLOCK_N
     fewer: tl.constexpr = (G * D + BLOCK_N - 1) // BLOCK_N
@@ -176,25 +204,35 @@ def project(
         n = block // (D // BLOCK_N) * D + i // half * (D // 2) + inner + i % half
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     per_head: tl.constexpr = D // BLOCK_N if ROTATE else 1
+    if ROTATE:
+        d = inner + tl.arange(0, half)
+        inside = (m < M)[None, :] & (d[:, None] < D // 2)
+    if EARLY:
+        if BIAS:
+            added = tl.load(bias + n, mask=n < width, other=0.0)
+        if ROTATE:
+            turn = _rotation(cosines, sines, positions, m, d, inside & turns, M, D)
+    await_earlier(OVERLAP)
+    if EARLY:
+        of_squares = _parts_of_squares(squares, m, M, parts, BLOCK_P)
     acc = _sums(x, weight, block, n, width, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K, per_head)
     let_next_in(OVERLAP)
-    acc *= _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
+    if not EARLY:
+        of_squares = _parts_of_squares(squares, m, M, parts, BLOCK_P)
+        if BIAS:
+            added = tl.load(bias + n, mask=n < width, other=0.0)
+        if ROTATE:
+            turn = _rotation(cosines, sines, positions, m, d, inside & turns, M, D)
+    acc *= _norm_factors(of_squares, K, EPS)[None, :]
     if BIAS:
-        acc += tl.load(bias + n, mask=n < width, other=0.0).to(tl.float32)[:, None]
+        acc += added.to(tl.float32)[:, None]
     done = acc.to(out.dtype.element_ty)
     if ROTATE:
         pairs = tl.permute(tl.reshape(done.to(tl.float32), (2, half, BLOCK_M)), (1, 2, 0))
         low, high = tl.split(pairs)
-        d = inner + tl.arange(0, half)
-        inside = (m < M)[None, :] & (d[:, None] < D // 2)
         if turns:
-            at = tl.load(positions + m, mask=m < M, other=0)[None, :] * D + d[:, None]
-            cosine = tl.load(cosines + at, mask=inside, other=0.0).to(tl.float32)
-            sine = tl.load(sines + at, mask=inside, other=0.0).to(tl.float32)
-            upper_cosine = tl.load(cosines + at + D // 2, mask=inside, other=0.0).to(tl.float32)
-            upper_sine = tl.load(sines + at + D // 2, mask=inside, other=0.0).to(tl.float32)
-            new = low * cosine - high * sine
-            high = high * upper_cosine + low * upper_sine
+            new = low * turn[0].to(tl.float32) - high * turn[1].to(tl.float32)
+            high = high * turn[2].to(tl.float32) + low * turn[3].to(tl.float32)
             low = new
         head = block // (D // BLOCK_N)
         there = m[None, :].to(tl.int64) * apart + head * between + slot * D + d[:, None]
@@ -223,6 +261,7 @@ def product_onto(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Add x @ weight.T to the stream, and make it ready for the normalised product that follows.
@@ -230,7 +269,6 @@ def product_onto(
     A narrow product has too few blocks of outputs to fill the device: then SPLIT programs share the inputs of one,
     and the last to arrive adds up what they found, in fixed order.
     """
-    await_earlier(OVERLAP)
     block = tl.program_id(0)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -239,8 +277,15 @@ def product_onto(
     part = tl.program_id(2)
     size: tl.constexpr = (K + SPLIT * BLOCK_K - 1) // (SPLIT * BLOCK_K) * BLOCK_K
     first = part * size
+    if EARLY:
+        old = tl.load(stream + places, mask=inside, other=0.0)
+        scale = tl.load(gain + n, mask=n < N, other=0.0)
+    await_earlier(OVERLAP)
     acc = _sums(x, weight, block, n, N, first, tl.minimum(first + size, K), K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
     let_next_in(OVERLAP)
+    if not EARLY:
+        old = tl.load(stream + places, mask=inside, other=0.0)
+        scale = tl.load(gain + n, mask=n < N, other=0.0)
     if SPLIT > 1:
         tl.store(pieces + part * M * N + places, acc, mask=inside)
         tl.debug_barrier()
@@ -250,20 +295,19 @@ def product_onto(
             acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
             for other in tl.static_range(SPLIT):
                 acc += tl.load(pieces + other * M * N + places, mask=inside, other=0.0, cache_modifier=".cg")
-            _add_to_stream(acc, n, m, inside, places, stream, gain, ready, squares, block, M, N)
+            _add_to_stream(acc, old, scale, m, inside, places, stream, ready, squares, block, M)
     else:
-        _add_to_stream(acc, n, m, inside, places, stream, gain, ready, squares, block, M, N)
+        _add_to_stream(acc, old, scale, m, inside, places, stream, ready, squares, block, M)
 
 
 @triton.jit
-def _add_to_stream(acc, n, m, inside, places, stream, gain, ready, squares, block, M, N: tl.constexpr):
+def _add_to_stream(acc, old, scale, m, inside, places, stream, ready, squares, block, M):
     half = stream.dtype.element_ty
     # Rounded where the modules round, so that both ways of computing agree as closely as they can.
-    new = (acc.to(half).to(tl.float32) + tl.load(stream + places, mask=inside, other=0.0).to(tl.float32)).to(half)
+    new = (acc.to(half).to(tl.float32) + old.to(tl.float32)).to(half)
     tl.store(stream + places, new, mask=inside)
     wide = tl.where(inside, new.to(tl.float32), 0.0)
-    scale = tl.load(gain + n, mask=n < N, other=0.0).to(tl.float32)
-    tl.store(ready + places, (wide * scale[:, None]).to(half), mask=inside)
+    tl.store(ready + places, (wide * scale.to(tl.float32)[:, None]).to(half), mask=inside)
     tl.store(squares + block * M + m, tl.sum(wide * wide, 0), mask=m < M)
 
 
@@ -284,6 +328,7 @@ def gated_product(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """The MLP's inner values: silu(norm(x) @ gate.T) * (norm(x) @ up.T)."""
@@ -291,6 +336,8 @@ def gated_product(
     block = tl.program_id(0)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if EARLY:
+        of_squares = _parts_of_squares(squares, m, M, parts, BLOCK_P)
     if ONE:
         gated = _sums(x, gate, block, n, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
         raised = _sums(x, up, block, n, N, 0, K, K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
@@ -304,7 +351,9 @@ def gated_product(
             gated = tl.dot(gate_tile, rows.T, gated, input_precision="ieee")
             raised = tl.dot(up_tile, rows.T, raised, input_precision="ieee")
     let_next_in(OVERLAP)
-    factor = _norm_factors(squares, m, M, parts, K, EPS, BLOCK_P)[None, :]
+    if not EARLY:
+        of_squares = _parts_of_squares(squares, m, M, parts, BLOCK_P)
+    factor = _norm_factors(of_squares, K, EPS)[None, :]
     half = out.dtype.element_ty
     gated = (gated * factor).to(half).to(tl.float32)
     raised = (raised * factor).to(half).to(tl.float32)
