@@ -82,6 +82,7 @@ def take_best(
         for stop in tl.static_range(STOPS):
             ended |= chosen == tl.load(stop_ids + stop)
         ended |= tl.load(rooms + b, mask=there, other=0) <= number + 1
+        tl.debug_barrier()  # all have read whether a sample had ended
         tl.store(stopped + b, ended.to(tl.int8), mask=there)
         going = tl.maximum(going, tl.max(((ended == 0) & there).to(tl.int32), 0))
     tl.debug_barrier()  # all have read which step it is
