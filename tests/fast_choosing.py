@@ -9,33 +9,55 @@ from mmattn.decoding.method import Method
 from mmattn.decoding.progress import Progress
 from mmattn.decoding.sampling import Sampling
 
-BUFFERS = ("tokens", "stopped", "finished", "broken", "step")
+# Samples, vocabulary and tokens that end an answer; of one part, a whole one, and several.
+CASES = ((19, 1100, (7,)), (1, 50, ()), (5, 1024, (7, 5, 31)), (2, 2500, (5, 7)))
+STEPS = 7
 
 
 def choices(device: str) -> None:
-    """Answers of several lengths and ends, from scores with ties, forbidden tokens and none that is left."""
-    for samples, vocabulary, stops in ((1, 50, ()), (5, 1024, (7, 0, 31)), (19, 1100, (7,)), (2, 2500, (0, 7))):
+    """Answers of several lengths and ends, from scores with ties, forbidden tokens, none that is left, and NaN."""
+    live = dict.fromkeys(range(STEPS), 0)
+    for samples, vocabulary, stops in CASES:
         generator = torch.Generator().manual_seed(samples + vocabulary)
         one, other = (Progress(samples, 8, Method(), Sampling(), stops, 3, torch.device(device)) for _ in range(2))
-        rooms = torch.randint(0, 7, (samples,), generator=generator).tolist()
+        rooms = torch.randint(0, STEPS, (samples,), generator=generator)
+        rooms[-1] = rooms[samples // 2] = 8
         for progress in (one, other):
-            progress.start(rooms, torch.zeros(samples, 8))
+            progress.start(rooms.tolist(), torch.zeros(samples, 8))
         greedy, following = Greedy(other, vocabulary), torch.zeros(2 * samples, dtype=torch.long, device=device)
-        for step in range(6):
-            logits = torch.randint(-9, 9, (samples, 2, vocabulary), generator=generator).float()
-            logits[logits == 8] = -torch.inf if step == 2 else 8.0
-            if step == 4:
-                logits[-1, 0] = -torch.inf
-            if step == 5:
-                logits[samples // 2, 0, vocabulary // 2] = torch.nan
+        for step in range(STEPS):
+            logits = _scores(samples, vocabulary, step, generator)
+            for token in stops:
+                logits[-1, 0, token] = -torch.inf  # the last one goes on
             logits = logits.to(device)
-            broken = logits[:, 0].isnan().any(-1)
+            odd = logits[:, 0].isnan().any(-1)
+            live[step] += int((~one.stopped).sum())
+            if step == 1:  # halves, and no longer side by side
+                logits = logits.bfloat16().mT.contiguous().mT
+            broken = bool(one.broken)
             chosen = one.advance(logits)
             greedy.take(other.joined(logits), following)
-            for name in BUFFERS:
-                found, expected = getattr(other, name), getattr(one, name)
-                if name == "tokens":  # what stands for scores that are no numbers counts for nothing
-                    found, expected = found[~broken], expected[~broken]
-                    assert (following.view(samples, 2) == chosen[:, None])[~broken].all()
-                if name != "finished" or not broken.any():
-                    assert torch.equal(found, expected), (samples, vocabulary, step, name)
+            assert (following < vocabulary).all()
+            assert torch.equal(following.view(samples, 2)[~odd], chosen[~odd, None].expand(-1, 2))
+            assert torch.equal(other.tokens[~odd], one.tokens[~odd])
+            for name in ("broken", "step") if odd.any() else ("broken", "step", "stopped", "finished"):
+                assert torch.equal(getattr(other, name), getattr(one, name)), (samples, vocabulary, step, name)
+            assert step != STEPS - 1 or (one.broken and not broken)
+            one.broken.zero_()
+            other.broken.zero_()
+            other.tokens[odd], other.stopped[odd] = one.tokens[odd], one.stopped[odd]
+    assert all(live.values())
+
+
+def _scores(samples: int, vocabulary: int, step: int, generator: torch.Generator) -> torch.Tensor:
+    """Whole numbers, so that many are equal, of two branches."""
+    scores = torch.randint(-9, 9, (samples, 2, vocabulary), generator=generator).float()
+    if step == 2:
+        scores[scores == 8] = -torch.inf
+    if step == 4:
+        scores[-1, 0] = -torch.inf
+    if step == 5:
+        scores[samples // 2, 0, vocabulary // 2] = torch.nan
+    if step == 6:
+        scores[-1, 0] = torch.nan
+    return scores

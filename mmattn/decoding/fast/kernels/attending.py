@@ -88,7 +88,7 @@ def rotate_and_store(
 def _span(begins, length, row, part, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """The slots [begin, end) of one part of a row's keys; padding before `begins` is not touched."""
     begin = tl.load(begins + row)
-    end = tl.load(length) + 1
+    end = tl.load(length, cache_modifier=".cg") + 1
     size = tl.cdiv(tl.cdiv(end - begin, PARTS), BLOCK) * BLOCK
     first = begin + part * size
     return first, tl.minimum(first + size, end)

@@ -68,7 +68,9 @@ def take_best(
         value = tl.load(best + at, mask=inside, other=float("-inf"))
         token = tl.load(place + at, mask=inside, other=2147483647)
         odd = tl.max((value != value).to(tl.int32), 1) != 0
-        top = tl.max(tl.where(value != value, float("-inf"), value), 1)
+        # A token there must be, whatever it is: the rows read it before the host hears of what is broken.
+        value = tl.where(value != value, float("-inf"), value)
+        top = tl.max(value, 1)
         ended = tl.load(stopped + b, mask=there, other=1) != 0
         wrong = tl.maximum(wrong, tl.max(((odd | (top == float("-inf"))) & (ended == 0)).to(tl.int32), 0))
         chosen = tl.min(tl.where(value == top[:, None], token, 2147483647), 1).to(tl.int64)

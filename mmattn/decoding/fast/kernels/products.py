@@ -43,7 +43,7 @@ def embed(tokens, embedding, gain, x, ready, squares, K: tl.constexpr, BLOCK_K: 
 @triton.jit
 def _rotation(cosines, sines, positions, m, d, inside, M, D: tl.constexpr):
     """Cosines and sines (half a head's dimensions `d`, rows `m`) of a head's lower half, then of its upper one."""
-    at = tl.load(positions + m, mask=m < M, other=0)[None, :] * D + d[:, None]
+    at = tl.load(positions + m, mask=m < M, other=0, cache_modifier=".cg")[None, :] * D + d[:, None]
     lower = tl.load(cosines + at, mask=inside, other=0.0), tl.load(sines + at, mask=inside, other=0.0)
     at += D // 2
     return (
@@ -189,7 +189,7 @@ def project(  # noqa: C901 - its branches are settled when it is compiled
     target, apart, between, slot = out, (H + 2 * G) * D, D, 0
     turns = block < blocks + fewer
     if block >= blocks:
-        target, between, slot = keys, C * D, tl.load(length)
+        target, between, slot = keys, C * D, tl.load(length, cache_modifier=".cg")
         apart = G * between
         weight, bias, width, begin = second, second_bias, G * D, H * D
         if block >= blocks + fewer:
@@ -278,13 +278,13 @@ def product_onto(
     size: tl.constexpr = (K + SPLIT * BLOCK_K - 1) // (SPLIT * BLOCK_K) * BLOCK_K
     first = part * size
     if EARLY:
-        old = tl.load(stream + places, mask=inside, other=0.0)
+        old = tl.load(stream + places, mask=inside, other=0.0, cache_modifier=".cg")
         scale = tl.load(gain + n, mask=n < N, other=0.0)
     await_earlier(OVERLAP)
     acc = _sums(x, weight, block, n, N, first, tl.minimum(first + size, K), K, ONE, BLOCK_N, BLOCK_M, BLOCK_K)
     let_next_in(OVERLAP)
     if not EARLY:
-        old = tl.load(stream + places, mask=inside, other=0.0)
+        old = tl.load(stream + places, mask=inside, other=0.0, cache_modifier=".cg")
         scale = tl.load(gain + n, mask=n < N, other=0.0)
     if SPLIT > 1:
         tl.store(pieces + part * M * N + places, acc, mask=inside)
