@@ -25,6 +25,7 @@ from mmattn.attention.compiling import compiling
 from mmattn.decoding import resolve
 from mmattn.decoding.fast import blocks as cuts
 from mmattn.decoding.fast import step as fast
+from mmattn.decoding.fast.choosing import Greedy
 from mmattn.decoding.fast.keeping import KeptRows
 from mmattn.decoding.fast.parts import DecoderParts, LayerParts
 from mmattn.decoding.fast.rewriting import Rewriting
@@ -235,10 +236,12 @@ def choosing(name: str, samples: int, vocabulary: int) -> dict[str, Any]:
     progress = Progress(samples, 64, method, Sampling(), (2,), 0, torch.device("cuda"))
     progress.start([60] * samples, torch.zeros(samples, 64))
     scores = torch.randn(samples, 1 + len(method.branches()), vocabulary, device="cuda")
+    greedy = Greedy(progress, vocabulary)
+    following = torch.zeros(scores.shape[:2], dtype=torch.long, device="cuda").flatten()
 
     def work() -> None:
-        progress.advance(scores)
-        progress._step.zero_()
+        greedy.take(progress.joined(scores), following)
+        progress.step.zero_()
 
     return {"kind": f"choosing, {name}", "samples": samples, "ms": round(replayed(work), 4)}
 
