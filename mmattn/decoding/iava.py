@@ -27,6 +27,9 @@ from mmattn.checks import number
 from mmattn.decoding.method import Branch, Card, Contrast, Step, contrasted
 from mmattn.errors import MmattnError
 
+# Of two readings of the same attention, by how much they may differ.
+ROUNDING = 1e-5
+
 
 @dataclass(frozen=True)
 class IAVA(Contrast):
@@ -85,6 +88,7 @@ class IAVA(Contrast):
 def irrelevant(general: torch.Tensor, asked: torch.Tensor, lam: float, share: float) -> torch.Tensor:
     """Image tokens (N,) bool that lose attention, from general to asked, and had much; none where none loses any."""
     lost = general - asked
+    lost = torch.where(lost > ROUNDING * general, lost, 0)
     chosen = (general > general.mean() + lam * general.std(correction=0)) & (lost > 0)
     if not chosen.any():
         most = lost.topk(max(1, round(share * len(lost)))).indices if share else lost.new_zeros(0).long()
