@@ -266,7 +266,7 @@ def main() -> None:
     from tests.fast_prefill import forgotten, short_prompts  # which takes from here
 
     cuts.MANY = 12 * 32  # as many as the heads of "wide" have
-    cuts.OVERLAPPED = fast.OVERLAPPED = 16  # 20 rows are more
+    cuts.OVERLAPPED = 16  # 20 rows are more
     tables = (cuts.PRODUCT, cuts.PROJECT, cuts.PROJECT_FEW, cuts.GATED, cuts.GATED_WIDE, cuts.ONTO)
     for table in tables:  # small enough to be cut in tiny models, too
         for rows, blocks in table.items():

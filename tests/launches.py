@@ -75,8 +75,7 @@ def compiled(launch: dict[str, Any]) -> str:
 
     kernel = getattr(kernels, launch["kernel"])
     names = [one.name for one in kernel.params]
-    given = launch["constants"] | {name: True for name in ("OVERLAP",) if name in launch["constants"]}
-    constants = {(names.index(name),): value for name, value in given.items()}
+    constants = {(names.index(name),): name == "OVERLAP" or value for name, value in launch["constants"].items()}
     signature = {name: launch["types"].get(name, "constexpr") for name in names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     made = triton.compile(source, target=GPUTarget("cuda", HOPPER, 32), options=launch["options"])

@@ -21,7 +21,7 @@ class Progress:
         rooms: (B,), how many tokens a sample may generate.
         step: (1,), the number of the next token.
         stop_ids: (stops,), tokens that end a sample.
-        filler: ().
+        filler: (), the token that stands after an answer's end.
     """
 
     def __init__(

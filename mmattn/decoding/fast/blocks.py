@@ -101,6 +101,11 @@ def attention_blocks(parts: DecoderParts, slots: int) -> dict[str, int]:
     }
 
 
+def early(rows: int) -> bool:
+    """Whether products ask at their beginning for what they need at their end."""
+    return 1 < rows <= OVERLAPPED
+
+
 def overlapping(rows: int, device: torch.device) -> dict[str, bool]:
     """How kernels of a step are launched: from Hopper on, one may start while the one before it ends."""
     nvidia = device.type == "cuda" and torch.version.cuda is not None

@@ -14,10 +14,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from mmattn.decoding.fast import kernels
 from mmattn.decoding.fast.blocks import (
     ONTO,
-    OVERLAPPED,
     PRODUCT,
     Blocks,
     attention_blocks,
+    early,
     fitted,
     gating,
     overlapping,
@@ -106,7 +106,7 @@ class DecodeStep:
         self.scores = torch.empty(rows if rewritten else 0, parts.heads, 1, slots, device=device)
         self._none = torch.empty(1, device=device)
         self._overlap = overlapping(rows, device)
-        self._product = {"EARLY": 1 < rows <= OVERLAPPED, **self._overlap}
+        self._product = {"EARLY": early(rows), **self._overlap}
         self._descriptors: dict[tuple[int, ...], TensorDescriptor] = {}
         self._exits = {layer: place for place, layer in enumerate(exits)}
         self.left = torch.empty(rows, len(exits), parts.hidden, device=device, dtype=half)

@@ -59,6 +59,7 @@ def take_best(
     k = tl.arange(0, BLOCK_K)
     number = tl.load(step)
     blank = tl.load(filler)
+    nowhere: tl.constexpr = 2147483647
     going, wrong = 0, 0
     for first in range(0, B, BLOCK_B):
         b = first + tl.arange(0, BLOCK_B)
@@ -66,14 +67,14 @@ def take_best(
         inside = there[:, None] & (p < PARTS)[None, :]
         at = b[:, None] * PARTS + p[None, :]
         value = tl.load(best + at, mask=inside, other=float("-inf"))
-        token = tl.load(place + at, mask=inside, other=2147483647)
+        token = tl.load(place + at, mask=inside, other=nowhere)
         odd = tl.max((value != value).to(tl.int32), 1) != 0
         # A token there must be, whatever it is: the rows read it before the host hears of what is broken.
         value = tl.where(value != value, float("-inf"), value)
         top = tl.max(value, 1)
         ended = tl.load(stopped + b, mask=there, other=1) != 0
         wrong = tl.maximum(wrong, tl.max(((odd | (top == float("-inf"))) & (ended == 0)).to(tl.int32), 0))
-        chosen = tl.min(tl.where(value == top[:, None], token, 2147483647), 1).to(tl.int64)
+        chosen = tl.min(tl.where(value == top[:, None], token, nowhere), 1).to(tl.int64)
         chosen = tl.where(ended, blank, chosen)
         tl.store(tokens + b * S + number, chosen, mask=there)
         tl.store(

@@ -44,14 +44,10 @@ def embed(tokens, embedding, gain, x, ready, squares, K: tl.constexpr, BLOCK_K: 
 def _rotation(cosines, sines, positions, m, d, inside, M, D: tl.constexpr):
     """Cosines and sines (half a head's dimensions `d`, rows `m`) of a head's lower half, then of its upper one."""
     at = tl.load(positions + m, mask=m < M, other=0, cache_modifier=".cg")[None, :] * D + d[:, None]
-    lower = tl.load(cosines + at, mask=inside, other=0.0), tl.load(sines + at, mask=inside, other=0.0)
+    cosine = tl.load(cosines + at, mask=inside, other=0.0)
+    sine = tl.load(sines + at, mask=inside, other=0.0)
     at += D // 2
-    return (
-        lower[0],
-        lower[1],
-        tl.load(cosines + at, mask=inside, other=0.0),
-        tl.load(sines + at, mask=inside, other=0.0),
-    )
+    return cosine, sine, tl.load(cosines + at, mask=inside, other=0.0), tl.load(sines + at, mask=inside, other=0.0)
 
 
 @triton.jit
