@@ -256,3 +256,34 @@ def test_graphs_of_prefills_are_few_and_a_failure_is_told_once(monkeypatch: pyte
         read(500)
     read(500)
     assert len(plain) == 3
+
+
+@pytest.mark.parametrize(("rows", "kept", "in_turn"), [(8, (0, 2), [0, 2]), (8, (), []), (7, (0, 2), [])])
+def test_what_finishes_kept_rows_of_many_does_not_overlap(
+    rows: int, kept: tuple[int, ...], in_turn: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    from mmattn.decoding.fast import step as fast
+    from mmattn.decoding.fast.keeping import KeptRows
+
+    launched: list[tuple[str, bool]] = []
+
+    class Kernel:
+        """In place of a kernel."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, _grid: Any) -> Any:
+            return lambda *_, **options: launched.append((self.name, options["OVERLAP"]))
+
+    monkeypatch.setattr(fast, "overlapping", lambda *_: {"OVERLAP": True})
+    monkeypatch.setattr(fast, "kernels", SimpleNamespace(**{name: Kernel(name) for name in vars(fast.kernels)}))
+    parts = take_apart(adapter_for(*tiny_llava()))
+    keys, values = (torch.empty(3, rows, 2, 64, 12) for _ in range(2))
+    keeping = KeptRows(kept, (1,), 4, rows, 20, parts.device) if kept else None
+    fast.DecodeStep(parts, keys, values, 64, kept=keeping).run()
+    joined = [overlap for name, overlap in launched if name == "join_parts"]
+    assert [layer for layer, overlap in enumerate(joined) if not overlap] == in_turn
+    assert len(joined) == 3
+    assert all(overlap for name, overlap in launched if name != "join_parts")

@@ -37,6 +37,7 @@ def bench(
 
     from mmattn.bench import MODELS, Figures, build, measure
     from mmattn.decoding import resolve
+    from mmattn.eval.provenance import commit, versions
 
     chosen = [resolve(one.strip()) for one in methods.split(",")]
     sizes = _numbers(batch_sizes)
@@ -77,7 +78,7 @@ def bench(
     )  # fmt: skip
     report: dict[str, Any] = {
         "model": random or model, "random_weights": random is not None, "fast": fast, "words": words, "steps": steps,
-        "repeats": repeats, "torch": torch.__version__, "python": platform.python_version(),
+        "repeats": repeats, "commit": commit(), "versions": versions(),
         "device": torch.cuda.get_device_name(adapter.device) if adapter.device.type == "cuda" else platform.machine(),
         "figures": [dataclasses.asdict(one) for one in figures],
     }  # fmt: skip

@@ -63,6 +63,9 @@ ONTO = {
 }
 # Rows up to which a kernel starts while the one before it ends; more are bound by their arithmetic, too.
 OVERLAPPED = 32
+# Rows from which on the kernel that finishes what is kept does not overlap: it takes long enough for the next one's
+# programs to come too soon.
+FINISHED_APART = 8
 # Shared memory of one program of `attention` for heads of 128 in half precision, in bytes: smaller heads take half.
 ATTENTION_MEMORY = 75_000
 

@@ -13,6 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mmattn.decoding.fast import kernels
 from mmattn.decoding.fast.blocks import (
+    FINISHED_APART,
     ONTO,
     PRODUCT,
     Blocks,
@@ -221,11 +222,12 @@ class DecodeStep:
             TILES=tiles, **cut, **self._overlap,
         )  # fmt: skip
         if mix and splits > 1:
+            in_turn = kept is not None and self.rows >= FINISHED_APART
             kernels.join_parts[(self.rows * parts.heads,)](
                 *parted, self._mixed, keep, place_of, each, count, apart, H=parts.heads, D=parts.dim, PARTS=splits,
                 KEEP=kept is not None, READ=read, BLOCK_P=triton.next_power_of_2(splits),
                 BLOCK_D=triton.next_power_of_2(parts.dim), BLOCK_N=NORMALISED, num_warps=1 if kept is None else 4,
-                **self._overlap,
+                **({"OVERLAP": False} if in_turn else self._overlap),
             )  # fmt: skip
 
     def _read_out(self) -> None:
