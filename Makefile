@@ -8,6 +8,8 @@ MODEL ?= scenes-llava
 LIMIT ?= 100
 OUT ?= runs/$(MODEL)-$(LIMIT)
 READY := .venv/.ready
+# A process per core, each with a thread of its own; a file's tests stay together, since they share what they set up.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
 run: $(READY)
@@ -20,10 +22,10 @@ test: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest
+	$(PYTEST)
 
 test-oldest: .venv-oldest/.ready
-	PYTHONPATH=$(CURDIR)/.venv-oldest .venv/bin/python -m pytest
+	PYTHONPATH=$(CURDIR)/.venv-oldest $(PYTEST)
 
 # A folder that goes before .venv: all but transformers is shared, so that torch is not installed twice.
 .venv-oldest/.ready: $(READY)

@@ -116,7 +116,6 @@ def compare(family: str, rows: int, device: str = "cpu") -> float:
 def generate(family: str, device: str, tokens: int, methods: Sequence[tuple[str, Any]]) -> None:
     """Three samples of different length, with one branch, two, and `methods`: the same answers either way."""
     model, processor = KINDS[family]()
-    LANES.usable = lambda adapter: adapter.model not in LANES._refused  # type: ignore[method-assign]
     vlm = mmattn.wrap(model.to(device), processor)
     pictures = [Image.effect_noise((50 + 9 * one, 56), 80).convert("RGB") for one in range(3)]
     words = ["what", "what is on the left?", "where"]
@@ -150,7 +149,6 @@ def unedited(family: str, device: str, tokens: int) -> None:
     """Rows that are kept where nobody edits: of questions about one picture, whose prefill they share, and of two
     pictures with words between them."""
     model, processor = KINDS[family]()
-    LANES.usable = lambda adapter: adapter.model not in LANES._refused  # type: ignore[method-assign]
     vlm = mmattn.wrap(model.to(device), processor)
     pictures = [Image.effect_noise((50 + 9 * one, 56), 80).convert("RGB") for one in range(2)]
     every, some = mmattn.Capture(device=None), mmattn.Capture(layers=[2, 0], heads=[1], tokens=[0, 2])
@@ -261,35 +259,32 @@ def same_rows(found: Sequence[mmattn.Generation], expected: Sequence[mmattn.Gene
             assert torch.allclose(one.attention.weights.cpu(), other.attention.weights.cpu(), atol=1e-5)
 
 
-def main() -> None:
-    """Command line: the families to compare."""
-    from tests.fast_prefill import forgotten, short_prompts  # which takes from here
-
-    cuts.MANY = 12 * 32  # as many as the heads of "wide" have
-    cuts.OVERLAPPED = 16  # 20 rows are more
-    tables = (cuts.PRODUCT, cuts.PROJECT, cuts.PROJECT_FEW, cuts.GATED, cuts.GATED_WIDE, cuts.ONTO)
-    for table in tables:  # small enough to be cut in tiny models, too
-        for rows, blocks in table.items():
-            several = 32 if table is cuts.PROJECT else 16  # a whole head of "wide"
-            table[rows] = replace(blocks, m=min(blocks.m, 16), n=4 if rows == 1 else several, k=32)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokens = 3 if device == "cpu" else 20
-    choices(device)
-    choosing.PART = 1 << 15  # the interpreter takes its time over each program
-    generate(sys.argv[1], device, tokens, FULL)
+def answers(families: Sequence[str], device: str, tokens: int) -> None:
+    """What is generated, and what is kept of it; of the first family, and of "wide"."""
+    generate(families[0], device, tokens, FULL)
     whole, fast.HELD = fast.HELD, 64
     unedited("wide", device, tokens)  # in many parts, each as long as a program may hold
     fast.HELD = whole
     several, fast.splits = fast.splits, lambda *_: 1  # as in a batch that keeps the device busy by itself
     generate("wide", device, tokens, FULL[-1:])
-    unedited(sys.argv[1], device, tokens)
+    unedited(families[0], device, tokens)
     fast.splits = several
-    edits_in_a_prompt(sys.argv[1], device)
+
+
+def prompts(families: Sequence[str], device: str, tokens: int) -> None:
+    """What is read before the first token."""
+    from tests.fast_prefill import forgotten, short_prompts  # which takes from here
+
+    edits_in_a_prompt(families[0], device)
     short_prompts("llava", device, tokens - 1)
     short_prompts("qwen2.5-vl", device, tokens - 1, step=4)  # whose pictures are of several sizes
     forgotten(device)
-    # A single row takes other kernels than several.
-    cases = [(sys.argv[1], 2), ("wide", 20), *product([*sys.argv[1:], "wide"], (1, 3)), ("wide", 3)]
+
+
+def steps(families: Sequence[str], device: str, _tokens: int) -> None:
+    """Steps of each family; a single row takes other kernels than several."""
+    choices(device)
+    cases = [(families[0], 2), ("wide", 20), *product([*families, "wide"], (1, 3)), ("wide", 3)]
     for number, (family, rows) in enumerate(cases, 1):
         if number == len(cases):  # heads come in halves, and gated products are wide
             cuts.MANY, cuts.WIDE = cuts.MANY + 1, 0
@@ -298,5 +293,21 @@ def main() -> None:
         assert worst < 1e-4, worst
 
 
+def main(families: Sequence[str], parts: Sequence[Callable[..., None]] = (answers, prompts, steps)) -> None:
+    """All or some of what is to be compared, of `families`."""
+    cuts.MANY = 12 * 32  # as many as the heads of "wide" have
+    cuts.OVERLAPPED = 16  # 20 rows are more
+    tables = (cuts.PRODUCT, cuts.PROJECT, cuts.PROJECT_FEW, cuts.GATED, cuts.GATED_WIDE, cuts.ONTO)
+    for table in tables:  # small enough to be cut in tiny models, too
+        for rows, blocks in table.items():
+            several = 32 if table is cuts.PROJECT else 16  # a whole head of "wide"
+            table[rows] = replace(blocks, m=min(blocks.m, 16), n=4 if rows == 1 else several, k=32)
+    LANES.usable = lambda adapter: adapter.model not in LANES._refused  # type: ignore[method-assign]
+    choosing.PART = 1 << 15  # the interpreter takes its time over each program
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for part in parts:
+        part(families, device, 3 if device == "cpu" else 20)
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,34 +26,51 @@ EARLIER = ("project", "product_onto", "attention")
 CODE = """
 import sys
 from pathlib import Path
-from tests.fast_step import main
+from tests.fast_step import answers, main, prompts, steps
 from tests.launches import noted
-with noted(Path(sys.argv.pop())):
-    main()
+path, parts, *families = sys.argv[1:]
+with noted(Path(path)):
+    main(families, [globals()[part] for part in parts.split()])
 """
+# Which take about equally long, in a process each: the interpreter is chosen when the kernels are imported.
+HALVES = ("answers", "prompts steps")
+
+
+@dataclass(frozen=True)
+class Done:
+    """Processes that have ended, and where they left their launches."""
+
+    processes: list[subprocess.Popen[str]]
+    output: str
+    launches: list[Path]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """In a process of its own: the interpreter is chosen when the kernels are imported."""
-    path = tmp_path_factory.mktemp("kernels") / "launches.json"
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+    folder = tmp_path_factory.mktemp("kernels")
+    paths = [folder / f"{number}.json" for number in range(len(HALVES))]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", CODE, *FAMILIES, str(path)]
-    return subprocess.run(words, env=environment, capture_output=True, text=True), path
+    with ExitStack() as ending:
+        processes = []
+        for part, path in zip(HALVES, paths, strict=True):
+            words = [sys.executable, "-c", CODE, str(path), part, *FAMILIES]
+            log = ending.enter_context(path.with_suffix(".log").open("w"))
+            processes.append(subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True))
+            ending.callback(processes[-1].kill)
+        for process in processes:
+            process.wait()
+        output = "".join(path.with_suffix(".log").read_text(encoding="utf-8") for path in paths)
+        yield Done(processes, output, paths)
 
 
-def test_steps_and_answers_equal_those_of_the_modules(done: tuple[subprocess.CompletedProcess[str], Path]) -> None:
-    process, _ = done
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stdout.count("rows") == 3 + 2 * (len(FAMILIES) + 1)
+def test_steps_and_answers_equal_those_of_the_modules(done: Done) -> None:
+    assert [process.returncode for process in done.processes] == [0, 0], done.output
+    assert done.output.count(" rows: ") == 3 + 2 * (len(FAMILIES) + 1)
 
 
-def test_kernels_can_be_compiled_as_they_were_launched(
-    done: tuple[subprocess.CompletedProcess[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, path = done
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(path.parent))
-    ways = json.loads(path.read_text(encoding="utf-8"))
+def test_kernels_can_be_compiled_as_they_were_launched(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(done.launches[0].parent))
+    ways = [one for path in done.launches for one in json.loads(path.read_text(encoding="utf-8"))]
     assert {one["kernel"] for one in ways} == {
         "embed", "product", "project", "product_onto", "gated_product", "rotate_and_store", "attention", "join_parts",
         "keep_rows", "row_scores", "mix_rows", "best_of_part", "take_best",
