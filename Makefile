@@ -8,7 +8,7 @@ MODEL ?= scenes-llava
 LIMIT ?= 100
 OUT ?= runs/$(MODEL)-$(LIMIT)
 READY := .venv/.ready
-# A process per core, each with a thread of its own; a file's tests stay together, since they share what they set up.
+# A process per core, four at most, each with a thread of its own; a file's tests stay together, since they share what they set up.
 PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 

@@ -16,7 +16,7 @@ STEPS = 7
 
 def choices(device: str) -> None:
     """Answers of several lengths and ends, from scores with ties, forbidden tokens, none that is left, and NaN."""
-    live = dict.fromkeys(range(STEPS), 0)
+    live, parts = dict.fromkeys(range(STEPS), 0), set()
     for samples, vocabulary, stops in CASES:
         generator = torch.Generator().manual_seed(samples + vocabulary)
         one, other = (Progress(samples, 8, Method(), Sampling(), stops, 3, torch.device(device)) for _ in range(2))
@@ -25,6 +25,7 @@ def choices(device: str) -> None:
         for progress in (one, other):
             progress.start(rooms.tolist(), torch.zeros(samples, 8))
         greedy, following = Greedy(other, vocabulary), torch.zeros(2 * samples, dtype=torch.long, device=device)
+        parts.add(greedy._parts)
         for step in range(STEPS):
             logits = _scores(samples, vocabulary, step, generator)
             for token in stops:
@@ -47,6 +48,7 @@ def choices(device: str) -> None:
             other.broken.zero_()
             other.tokens[odd], other.stopped[odd] = one.tokens[odd], one.stopped[odd]
     assert all(live.values())
+    assert parts == {1, 2, 3}
 
 
 def _scores(samples: int, vocabulary: int, step: int, generator: torch.Generator) -> torch.Tensor:

@@ -38,6 +38,7 @@ from tests.test_methods import STRONG
 from tests.tiny import FAMILIES, tiny_llava
 
 STEPS = 2
+LONG = 1 << 15  # scores at once, of which a token is chosen: the interpreter takes its time over each program
 # Heads of whole blocks, one or (for a single row) several, which the projection rotates by itself; each with a key head
 # of its own.
 KINDS = {**FAMILIES, "wide": partial(tiny_llava, 4, head_dim=32)}
@@ -54,6 +55,19 @@ MARKS = ["what", [(0, 0, 30, 30), "left"], None]
 
 
 @contextmanager
+def instead(where: Any, **values: Any) -> Iterator[None]:
+    """Other values of a module's or class's names, for a while."""
+    before = {name: getattr(where, name) for name in values}
+    for name, value in values.items():
+        setattr(where, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(where, name, value)
+
+
+@contextmanager
 def recording(kind: type, name: str) -> Iterator[Callable[[], int]]:
     """Counts calls of a method."""
     before, calls = getattr(kind, name), []
@@ -62,11 +76,8 @@ def recording(kind: type, name: str) -> Iterator[Callable[[], int]]:
         calls.append(name)
         return before(*given, **named)
 
-    setattr(kind, name, counted)
-    try:
+    with instead(kind, **{name: counted}):
         yield lambda: len(calls)
-    finally:
-        setattr(kind, name, before)
 
 
 @torch.inference_mode()
@@ -125,14 +136,13 @@ def generate(family: str, device: str, tokens: int, methods: Sequence[tuple[str,
         assert vlm.generate(pictures, words, **settings) == expected
     assert len(LANES._kept[model]) == 2, "the third call should have used the first one's lane"
     kept = mmattn.Capture(layers=[2, 0], heads=[1], tokens=[0, 2], device=None)
-    whole = fast_rows.at_once
     for method, capture in [("boost(strength=3)+vcd", kept), *methods]:
         # The prompts' rows that are edited come in one portion, or two at a time.
-        fast_rows.at_once = whole if capture is kept else lambda *_: 2
+        portions = {} if capture is kept else {"at_once": lambda *_: 2}
         settings = {"method": method, "max_new_tokens": tokens, "emphasise": MARKS if "pasta" in method else None}
         expected = vlm.generate(pictures, words, fast=False, capture=capture, **settings)
         heard: list[tuple[int, int]] = []
-        with recording(Lane, "finish") as finished:
+        with instead(fast_rows, **portions), recording(Lane, "finish") as finished:
             found = vlm.generate(pictures, words, capture=capture, on_token=lambda *one: heard.append(one), **settings)  # noqa: B023
         told = [tuple(token for number, token in heard if number == one) for one in range(3)]
         assert told == [one.token_ids for one in found]
@@ -140,7 +150,6 @@ def generate(family: str, device: str, tokens: int, methods: Sequence[tuple[str,
         assert found == expected, (method, capture, found, expected)
         assert expected != vlm.generate(pictures, words, max_new_tokens=tokens, fast=False)
         same_rows(found, expected, capture)
-    fast_rows.at_once = whole
     probe(vlm, pictures, words)
     unedited(family, device, tokens)
 
@@ -213,15 +222,12 @@ def edits_in_a_prompt(family: str, device: str) -> None:
         apply(self, layer, *given)
         changed[layer] = not torch.equal(before, given[-1])
 
-    EditedRows.apply = watched  # type: ignore[method-assign]
-    try:
+    with instead(EditedRows, apply=watched):
         settings: dict[str, Any] = {"max_new_tokens": 1, "capture": mmattn.Capture(device=None)}
         vlm.generate(Image.effect_noise((56, 56), 80).convert("RGB"), "what is this?", method=Middle(9), **settings)
         assert changed == {0: False, 1: True, 2: False}
         with pytest.raises(mmattn.MmattnError, match="not numbers"):
             vlm.generate(Image.effect_noise((56, 56), 80).convert("RGB"), "what?", method=Broken(9), max_new_tokens=1)
-    finally:
-        EditedRows.apply = apply  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -261,49 +267,52 @@ def same_rows(found: Sequence[mmattn.Generation], expected: Sequence[mmattn.Gene
 
 def answers(families: Sequence[str], device: str, tokens: int) -> None:
     """What is generated, and what is kept of it; of the first family, and of "wide"."""
-    generate(families[0], device, tokens, FULL)
-    whole, fast.HELD = fast.HELD, 64
-    unedited("wide", device, tokens)  # in many parts, each as long as a program may hold
-    fast.HELD = whole
-    several, fast.splits = fast.splits, lambda *_: 1  # as in a batch that keeps the device busy by itself
-    generate("wide", device, tokens, FULL[-1:])
-    unedited(families[0], device, tokens)
-    fast.splits = several
+    with instead(choosing, PART=LONG):
+        generate(families[0], device, tokens, FULL)
+        with instead(fast, HELD=64):  # in many parts, each as long as a program may hold
+            unedited("wide", device, tokens)
+        with instead(fast, splits=lambda *_: 1):  # as in a batch that keeps the device busy by itself
+            generate("wide", device, tokens, FULL[-1:])
+            unedited(families[0], device, tokens)
 
 
 def prompts(families: Sequence[str], device: str, tokens: int) -> None:
     """What is read before the first token."""
     from tests.fast_prefill import forgotten, short_prompts  # which takes from here
 
-    edits_in_a_prompt(families[0], device)
-    short_prompts("llava", device, tokens - 1)
-    short_prompts("qwen2.5-vl", device, tokens - 1, step=4)  # whose pictures are of several sizes
-    forgotten(device)
+    with instead(choosing, PART=LONG):
+        edits_in_a_prompt(families[0], device)
+        short_prompts("llava", device, tokens - 1)
+        short_prompts("qwen2.5-vl", device, tokens - 1, step=4)  # whose pictures are of several sizes
+        forgotten(device)
 
 
 def steps(families: Sequence[str], device: str, _tokens: int) -> None:
-    """Steps of each family; a single row takes other kernels than several."""
+    """Choices of tokens, and steps of each family; a single row takes other kernels than several."""
     choices(device)
-    cases = [(families[0], 2), ("wide", 20), *product([*families, "wide"], (1, 3)), ("wide", 3)]
-    for number, (family, rows) in enumerate(cases, 1):
-        if number == len(cases):  # heads come in halves, and gated products are wide
-            cuts.MANY, cuts.WIDE = cuts.MANY + 1, 0
-        worst = compare(family, rows, device)
-        sys.stdout.write(f"{family} {rows} rows: {worst:.1e}\n")
-        assert worst < 1e-4, worst
+    for family, rows in [(families[0], 2), ("wide", 20), *product([*families, "wide"], (1, 3))]:
+        compared(family, rows, device)
+    with instead(cuts, MANY=cuts.MANY + 1, WIDE=0):  # heads come in halves, and gated products are wide
+        compared("wide", 3, device)
+
+
+def compared(family: str, rows: int, device: str) -> None:
+    """`compare`, and what came of it."""
+    worst = compare(family, rows, device)
+    sys.stdout.write(f"{family} {rows} rows: {worst:.1e}\n")
+    assert worst < 1e-4, worst
 
 
 def main(families: Sequence[str], parts: Sequence[Callable[..., None]] = (answers, prompts, steps)) -> None:
     """All or some of what is to be compared, of `families`."""
     cuts.MANY = 12 * 32  # as many as the heads of "wide" have
-    cuts.OVERLAPPED = 16  # 20 rows are more
+    cuts.OVERLAPPED, cuts.FINISHED_APART = 16, 3  # 20 rows are more; three that are kept are enough
     tables = (cuts.PRODUCT, cuts.PROJECT, cuts.PROJECT_FEW, cuts.GATED, cuts.GATED_WIDE, cuts.ONTO)
     for table in tables:  # small enough to be cut in tiny models, too
         for rows, blocks in table.items():
             several = 32 if table is cuts.PROJECT else 16  # a whole head of "wide"
             table[rows] = replace(blocks, m=min(blocks.m, 16), n=4 if rows == 1 else several, k=32)
     LANES.usable = lambda adapter: adapter.model not in LANES._refused  # type: ignore[method-assign]
-    choosing.PART = 1 << 15  # the interpreter takes its time over each program
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for part in parts:
         part(families, device, 3 if device == "cpu" else 20)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import mmattn
@@ -18,6 +19,7 @@ from mmattn.bench.measure import _once, _ours, _stock, _stock_contrast
 from mmattn.bench.shapes import prompt
 from mmattn.cli import app
 from mmattn.decoding import resolve
+from mmattn.eval.provenance import commit, versions
 
 STEPS = 3
 
@@ -79,7 +81,11 @@ def test_figures_go_into_a_file(tmp_path: Path) -> None:
     words = ["bench", "--methods", "greedy", "--batch-sizes", "1", "--steps", "1", "--repeats", "1", "--device", "cpu"]
     done = CliRunner().invoke(app, [*words, "--out", str(out)])
     assert done.exit_code == 0, done.output
-    assert [one["what"] for one in json.loads(out.read_text())["figures"]] == ["transformers generate", "greedy"]
+    report = json.loads(out.read_text())
+    assert [one["what"] for one in report["figures"]] == ["transformers generate", "greedy"]
+    assert report["torch"] == torch.__version__
+    assert report["commit"] == commit()
+    assert report["versions"] == versions()
     assert "greedy" in done.output
 
 

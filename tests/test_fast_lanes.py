@@ -266,7 +266,7 @@ def test_what_finishes_kept_rows_of_many_does_not_overlap(
     from mmattn.decoding.fast import step as fast
     from mmattn.decoding.fast.keeping import KeptRows
 
-    launched: list[tuple[str, bool]] = []
+    launched: list[tuple[str, bool, bool]] = []
 
     class Kernel:
         """In place of a kernel."""
@@ -275,15 +275,19 @@ def test_what_finishes_kept_rows_of_many_does_not_overlap(
             self.name = name
 
         def __getitem__(self, _grid: Any) -> Any:
-            return lambda *_, **options: launched.append((self.name, options["OVERLAP"]))
+            return lambda *_, **options: launched.append(
+                (self.name, options["OVERLAP"], options.get("launch_pdl", False))
+            )
 
-    monkeypatch.setattr(fast, "overlapping", lambda *_: {"OVERLAP": True})
+    monkeypatch.setattr(fast, "overlapping", lambda *_: {"OVERLAP": True, "launch_pdl": True})
     monkeypatch.setattr(fast, "kernels", SimpleNamespace(**{name: Kernel(name) for name in vars(fast.kernels)}))
     parts = take_apart(adapter_for(*tiny_llava()))
     keys, values = (torch.empty(3, rows, 2, 64, 12) for _ in range(2))
     keeping = KeptRows(kept, (1,), 4, rows, 20, parts.device) if kept else None
     fast.DecodeStep(parts, keys, values, 64, kept=keeping).run()
-    joined = [overlap for name, overlap in launched if name == "join_parts"]
+    joined = [overlap for name, overlap, _ in launched if name == "join_parts"]
     assert [layer for layer, overlap in enumerate(joined) if not overlap] == in_turn
     assert len(joined) == 3
-    assert all(overlap for name, overlap in launched if name != "join_parts")
+    assert all(overlap for name, overlap, _ in launched if name != "join_parts")
+    # One that starts early must wait, and the other way round.
+    assert all(overlap is early for _, overlap, early in launched)

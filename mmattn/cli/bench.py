@@ -78,7 +78,7 @@ def bench(
     )  # fmt: skip
     report: dict[str, Any] = {
         "model": random or model, "random_weights": random is not None, "fast": fast, "words": words, "steps": steps,
-        "repeats": repeats, "commit": commit(), "versions": versions(),
+        "repeats": repeats, "torch": torch.__version__, "commit": commit(), "versions": versions(),
         "device": torch.cuda.get_device_name(adapter.device) if adapter.device.type == "cuda" else platform.machine(),
         "figures": [dataclasses.asdict(one) for one in figures],
     }  # fmt: skip

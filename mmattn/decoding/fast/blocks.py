@@ -109,6 +109,11 @@ def early(rows: int) -> bool:
     return 1 < rows <= OVERLAPPED
 
 
+def finished_apart(rows: int) -> bool:
+    """Whether the kernel that finishes what is kept does not overlap with those around it."""
+    return rows >= FINISHED_APART
+
+
 def overlapping(rows: int, device: torch.device) -> dict[str, bool]:
     """How kernels of a step are launched: from Hopper on, one may start while the one before it ends."""
     nvidia = device.type == "cuda" and torch.version.cuda is not None

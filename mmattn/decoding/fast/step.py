@@ -13,12 +13,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mmattn.decoding.fast import kernels
 from mmattn.decoding.fast.blocks import (
-    FINISHED_APART,
     ONTO,
     PRODUCT,
     Blocks,
     attention_blocks,
     early,
+    finished_apart,
     fitted,
     gating,
     overlapping,
@@ -222,7 +222,7 @@ class DecodeStep:
             TILES=tiles, **cut, **self._overlap,
         )  # fmt: skip
         if mix and splits > 1:
-            in_turn = kept is not None and self.rows >= FINISHED_APART
+            in_turn = kept is not None and finished_apart(self.rows)
             kernels.join_parts[(self.rows * parts.heads,)](
                 *parted, self._mixed, keep, place_of, each, count, apart, H=parts.heads, D=parts.dim, PARTS=splits,
                 KEEP=kept is not None, READ=read, BLOCK_P=triton.next_power_of_2(splits),

@@ -4,7 +4,8 @@ A kernel that is launched so waits before it touches anything that the one befor
 it lets the next one in. Products and attention do so after their sums, when they have no more weights or keys to ask
 for. Sooner would be worse: the next one's programs then crowd onto whichever multiprocessors have room. Since nobody
 lets the next one in before having waited, whatever is older than the kernel before is there from the beginning; what
-an older kernel changes is then read past the nearest cache (".cg"), which nothing has made forget it.
+an older kernel changes is then read past the nearest cache (".cg"), which nothing has made forget it. That also holds
+around a kernel that is launched plainly: it begins when all before it has ended, and lets the next one in by ending.
 """
 
 # Triton reads the functions below as its own language, in which only compile-time constants are annotated.
