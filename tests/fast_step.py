@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -55,19 +56,6 @@ MARKS = ["what", [(0, 0, 30, 30), "left"], None]
 
 
 @contextmanager
-def instead(where: Any, **values: Any) -> Iterator[None]:
-    """Other values of a module's or class's names, for a while."""
-    before = {name: getattr(where, name) for name in values}
-    for name, value in values.items():
-        setattr(where, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(where, name, value)
-
-
-@contextmanager
 def recording(kind: type, name: str) -> Iterator[Callable[[], int]]:
     """Counts calls of a method."""
     before, calls = getattr(kind, name), []
@@ -76,7 +64,7 @@ def recording(kind: type, name: str) -> Iterator[Callable[[], int]]:
         calls.append(name)
         return before(*given, **named)
 
-    with instead(kind, **{name: counted}):
+    with patch.object(kind, name, counted):
         yield lambda: len(calls)
 
 
@@ -138,11 +126,11 @@ def generate(family: str, device: str, tokens: int, methods: Sequence[tuple[str,
     kept = mmattn.Capture(layers=[2, 0], heads=[1], tokens=[0, 2], device=None)
     for method, capture in [("boost(strength=3)+vcd", kept), *methods]:
         # The prompts' rows that are edited come in one portion, or two at a time.
-        portions = {} if capture is kept else {"at_once": lambda *_: 2}
+        portion = fast_rows.at_once if capture is kept else lambda *_: 2
         settings = {"method": method, "max_new_tokens": tokens, "emphasise": MARKS if "pasta" in method else None}
         expected = vlm.generate(pictures, words, fast=False, capture=capture, **settings)
         heard: list[tuple[int, int]] = []
-        with instead(fast_rows, **portions), recording(Lane, "finish") as finished:
+        with patch.object(fast_rows, "at_once", portion), recording(Lane, "finish") as finished:
             found = vlm.generate(pictures, words, capture=capture, on_token=lambda *one: heard.append(one), **settings)  # noqa: B023
         told = [tuple(token for number, token in heard if number == one) for one in range(3)]
         assert told == [one.token_ids for one in found]
@@ -222,7 +210,7 @@ def edits_in_a_prompt(family: str, device: str) -> None:
         apply(self, layer, *given)
         changed[layer] = not torch.equal(before, given[-1])
 
-    with instead(EditedRows, apply=watched):
+    with patch.object(EditedRows, "apply", watched):
         settings: dict[str, Any] = {"max_new_tokens": 1, "capture": mmattn.Capture(device=None)}
         vlm.generate(Image.effect_noise((56, 56), 80).convert("RGB"), "what is this?", method=Middle(9), **settings)
         assert changed == {0: False, 1: True, 2: False}
@@ -267,11 +255,11 @@ def same_rows(found: Sequence[mmattn.Generation], expected: Sequence[mmattn.Gene
 
 def answers(families: Sequence[str], device: str, tokens: int) -> None:
     """What is generated, and what is kept of it; of the first family, and of "wide"."""
-    with instead(choosing, PART=LONG):
+    with patch.object(choosing, "PART", LONG):
         generate(families[0], device, tokens, FULL)
-        with instead(fast, HELD=64):  # in many parts, each as long as a program may hold
+        with patch.object(fast, "HELD", 64):  # in many parts, each as long as a program may hold
             unedited("wide", device, tokens)
-        with instead(fast, splits=lambda *_: 1):  # as in a batch that keeps the device busy by itself
+        with patch.object(fast, "splits", lambda *_: 1):  # as in a batch that keeps the device busy by itself
             generate("wide", device, tokens, FULL[-1:])
             unedited(families[0], device, tokens)
 
@@ -280,7 +268,7 @@ def prompts(families: Sequence[str], device: str, tokens: int) -> None:
     """What is read before the first token."""
     from tests.fast_prefill import forgotten, short_prompts  # which takes from here
 
-    with instead(choosing, PART=LONG):
+    with patch.object(choosing, "PART", LONG):
         edits_in_a_prompt(families[0], device)
         short_prompts("llava", device, tokens - 1)
         short_prompts("qwen2.5-vl", device, tokens - 1, step=4)  # whose pictures are of several sizes
@@ -292,7 +280,7 @@ def steps(families: Sequence[str], device: str, _tokens: int) -> None:
     choices(device)
     for family, rows in [(families[0], 2), ("wide", 20), *product([*families, "wide"], (1, 3))]:
         compared(family, rows, device)
-    with instead(cuts, MANY=cuts.MANY + 1, WIDE=0):  # heads come in halves, and gated products are wide
+    with patch.multiple(cuts, MANY=cuts.MANY + 1, WIDE=0):  # heads come in halves, and gated products are wide
         compared("wide", 3, device)
 
 

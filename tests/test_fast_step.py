@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +25,11 @@ EARLIER = ("project", "product_onto", "attention")
 CODE = """
 import sys
 from pathlib import Path
-from tests.fast_step import answers, main, prompts, steps
+from tests import fast_step
 from tests.launches import noted
 path, parts, *families = sys.argv[1:]
 with noted(Path(path)):
-    main(families, [globals()[part] for part in parts.split()])
+    fast_step.main(families, [getattr(fast_step, part) for part in parts.split()])
 """
 # Which take about equally long, in a process each: the interpreter is chosen when the kernels are imported.
 HALVES = ("answers", "prompts steps")
@@ -38,15 +37,15 @@ HALVES = ("answers", "prompts steps")
 
 @dataclass(frozen=True)
 class Done:
-    """Processes that have ended, and where they left their launches."""
+    """How the processes ended, what they said, and where they left their launches."""
 
-    processes: list[subprocess.Popen[str]]
+    codes: list[int]
     output: str
     launches: list[Path]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("kernels")
     paths = [folder / f"{number}.json" for number in range(len(HALVES))]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -55,17 +54,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
         for part, path in zip(HALVES, paths, strict=True):
             words = [sys.executable, "-c", CODE, str(path), part, *FAMILIES]
             log = ending.enter_context(path.with_suffix(".log").open("w"))
-            processes.append(subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True))
-            ending.callback(processes[-1].wait)
-            ending.callback(processes[-1].kill)
-        for process in processes:
-            process.wait()
-        output = "".join(path.with_suffix(".log").read_text(encoding="utf-8") for path in paths)
-        yield Done(processes, output, paths)
+            process = subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            processes.append(ending.enter_context(process))
+            ending.callback(process.kill)
+        codes = [process.wait() for process in processes]
+    return Done(codes, "".join(path.with_suffix(".log").read_text(encoding="utf-8") for path in paths), paths)
 
 
 def test_steps_and_answers_equal_those_of_the_modules(done: Done) -> None:
-    assert [process.returncode for process in done.processes] == [0] * len(HALVES), done.output
+    assert done.codes == [0] * len(HALVES), done.output
     assert done.output.count(" rows: ") == 3 + 2 * (len(FAMILIES) + 1)
 
 
